@@ -1,0 +1,1 @@
+//! advect: fused kernels for probability-flow models.

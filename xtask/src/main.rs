@@ -1,0 +1,3 @@
+//! Set-up and chores of advect.
+
+fn main() {}
