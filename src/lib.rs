@@ -1,1 +1,20 @@
-//! advect: fused kernels for probability-flow models.
+//! Fused kernels for the loops in which probability-flow models spend their time.
+#![warn(missing_docs)]
+
+mod cases;
+mod cpu;
+mod dtype;
+mod error;
+pub mod op;
+pub mod ops;
+pub mod reference;
+pub mod source;
+pub mod target;
+pub mod verify;
+mod view;
+
+pub use cpu::simd::Isa;
+pub use dtype::{Dtype, Element};
+pub use error::{Error, Result};
+pub use target::cpu::Cpu;
+pub use view::{Dims, MAX_RANK, Memory, View};

@@ -1,0 +1,3 @@
+//! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
+
+mod resample;

@@ -1,0 +1,5 @@
+//! The CPU kernels: blocked, threaded, and compiled for each instruction set.
+
+pub(crate) mod resample;
+pub(crate) mod simd;
+pub(crate) mod strided;

@@ -1,0 +1,222 @@
+//! From one declaration in Rust to the text that a kernel compiler sees: generated prelude, then the
+//! kernel file with its includes.
+//!
+//! Both languages get the struct `Params`, the constants, and for each operand `x` whether it was given
+//! (`HAS_X`). In CUDA an operand is a typed pointer `const x_t* x`. WGSL has no pointers into storage,
+//! so the prelude writes the accessors `load_x(i)` and `store_x(i, v)`, which also unpack 16-bit
+//! storage where the adapter has no f16.
+
+use crate::dtype::Dtype;
+use crate::op::{Consts, Language, Op, Scalar, Scalars, Signature, Slot};
+use std::fmt::Write;
+
+/// Files that kernels may include, by the name they use.
+const INCLUDES: &[(&str, &str)] = &[
+    ("common/element.cuh", include_str!("../kernels/common/element.cuh")),
+    ("common/reduce.cuh", include_str!("../kernels/common/reduce.cuh")),
+    ("common/activation.cuh", include_str!("../kernels/common/activation.cuh")),
+    ("common/mma.cuh", include_str!("../kernels/common/mma.cuh")),
+    ("common/activation.wgsl", include_str!("../shaders/common/activation.wgsl")),
+];
+
+/// The complete source of a kernel of `T`, as its compiler sees it.
+pub fn source<T: Op>(signature: &Signature, consts: &Consts, language: Language) -> String {
+    match language {
+        Language::Cuda { .. } => {
+            cuda_prelude(T::Params::FIELDS, signature, consts) + &expand(T::CUDA, &mut Vec::new())
+        }
+        Language::Wgsl { f16, subgroups } => {
+            let consts = consts.clone().set("SUBGROUPS", u32::from(subgroups)).set("F16", u32::from(f16));
+            let prelude = wgsl_prelude(T::Params::FIELDS, signature, &consts, f16);
+            prelude + &conditional(&expand(T::WGSL, &mut Vec::new()), &defines(signature, &consts))
+        }
+    }
+}
+
+/// Replaces each `#include "name"` line by that file, once.
+fn expand(text: &str, seen: &mut Vec<String>) -> String {
+    let mut out = String::with_capacity(text.len());
+    for line in text.lines() {
+        let name = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+        match name {
+            Some(name) if seen.iter().any(|s| s == name) => {}
+            Some(name) => {
+                seen.push(name.to_owned());
+                let body = INCLUDES.iter().find(|(n, _)| *n == name).map(|(_, body)| *body);
+                out += &body.map_or_else(|| format!("#error no file {name}\n"), |b| expand(b, seen));
+            }
+            None => {
+                out += line;
+                out.push('\n');
+            }
+        }
+    }
+    out
+}
+
+/// What `#if` may ask in WGSL: the constants, and `HAS_X` for each operand.
+fn defines(signature: &Signature, consts: &Consts) -> Vec<(String, u32)> {
+    let has = signature.slots().iter().map(|s| (has_name(s), u32::from(s.dtype.is_some())));
+    consts.iter().map(|(n, v)| (n.to_owned(), v)).chain(has).collect()
+}
+
+/// Keeps or drops the lines between `#if NAME` (or `#if !NAME`), `#else` and `#endif`: WGSL has no
+/// preprocessor, and code that uses a missing extension does not validate even when it is never reached.
+fn conditional(text: &str, defines: &[(String, u32)]) -> String {
+    let mut out = String::with_capacity(text.len());
+    let mut keep: Vec<bool> = Vec::new();
+    for line in text.lines() {
+        let directive = line.trim_start();
+        if let Some(condition) = directive.strip_prefix("#if ") {
+            let (name, negated) = match condition.trim().strip_prefix('!') {
+                Some(name) => (name, true),
+                None => (condition.trim(), false),
+            };
+            let set = defines.iter().any(|(n, v)| n == name && *v != 0);
+            keep.push(set != negated);
+        } else if directive == "#else" {
+            if let Some(last) = keep.last_mut() {
+                *last = !*last;
+            }
+        } else if directive == "#endif" {
+            keep.pop();
+        } else if keep.iter().all(|&k| k) {
+            out += line;
+            out.push('\n');
+        }
+    }
+    out
+}
+
+fn has_name(slot: &Slot) -> String {
+    format!("HAS_{}", slot.name.to_uppercase())
+}
+
+fn cuda_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Consts) -> String {
+    let mut s = String::from("#define F32 0\n#define F16 1\n#define BF16 2\n");
+    for (name, value) in consts.iter() {
+        let _ = writeln!(s, "#define {name} {value}");
+    }
+    s += &expand("#include \"common/element.cuh\"\n", &mut Vec::new());
+    s += "struct Params {\n";
+    for (name, scalar) in fields {
+        let ty = match scalar {
+            Scalar::U32 => "unsigned",
+            Scalar::F32 => "float",
+        };
+        let _ = writeln!(s, "    {ty} {name};");
+    }
+    s += "};\n";
+    let mut arguments = Vec::new();
+    for slot in signature.slots() {
+        let dtype = slot.dtype.unwrap_or(Dtype::F32);
+        let element = match dtype {
+            Dtype::F32 => "float",
+            Dtype::F16 => "f16",
+            Dtype::Bf16 => "bf16",
+        };
+        let Slot { name, output, .. } = *slot;
+        let _ = writeln!(s, "typedef {element} {name}_t;");
+        let _ = writeln!(s, "#define {}_DTYPE {}", name.to_uppercase(), dtype as u32);
+        let _ = writeln!(s, "#define {} {}", has_name(slot), u32::from(slot.dtype.is_some()));
+        let constness = if output { "" } else { "const " };
+        arguments.push(format!("{constness}{name}_t* __restrict__ {name}"));
+    }
+    let _ = writeln!(s, "#define OPERANDS {}", arguments.join(", "));
+    s
+}
+
+fn wgsl_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Consts, f16: bool) -> String {
+    let native = |slot: &Slot| f16 && slot.dtype == Some(Dtype::F16);
+    let mut s = String::new();
+    if f16 {
+        s += "enable f16;\n";
+    }
+    for (name, value) in consts.iter() {
+        let _ = writeln!(s, "const {name}: u32 = {value}u;");
+    }
+    s += "struct Params {\n";
+    for (name, scalar) in fields {
+        let ty = match scalar {
+            Scalar::U32 => "u32",
+            Scalar::F32 => "f32",
+        };
+        let _ = writeln!(s, "    {name}: {ty},");
+    }
+    // Bindings start at aligned offsets; what is left of an operand's offset comes with the params.
+    let given = || signature.slots().iter().filter(|slot| slot.dtype.is_some());
+    for slot in given() {
+        let _ = writeln!(s, "    {}_start: u32,", slot.name);
+    }
+    s += "}\n@group(0) @binding(0) var<uniform> p: Params;\n";
+    for (binding, slot) in given().enumerate() {
+        accessors(&mut s, slot, binding + 1, native(slot));
+    }
+    for slot in signature.slots() {
+        let _ = writeln!(s, "const {}: bool = {};", has_name(slot), slot.dtype.is_some());
+        if slot.dtype.is_none() {
+            let _ = writeln!(s, "fn load_{}(i: u32) -> f32 {{ return 0.0; }}", slot.name);
+        }
+    }
+    s
+}
+
+/// Binding and accessors of one operand.
+fn accessors(s: &mut String, slot: &Slot, binding: usize, native_f16: bool) {
+    let Slot { name, output, .. } = *slot;
+    let dtype = slot.dtype.unwrap_or(Dtype::F32);
+    let access = if output { "read_write" } else { "read" };
+    let packed = dtype != Dtype::F32 && !native_f16;
+    let element = match (packed, output, dtype) {
+        (true, true, _) => "atomic<u32>",
+        (true, false, _) => "u32",
+        (false, _, Dtype::F32) => "f32",
+        (false, ..) => "f16",
+    };
+    let _ = writeln!(s, "@group(0) @binding({binding}) var<storage, {access}> {name}_buf: array<{element}>;");
+    if output {
+        let store = match (packed, dtype) {
+            (false, Dtype::F32) => format!("{name}_buf[p.{name}_start + i] = v;"),
+            (false, _) => format!("{name}_buf[p.{name}_start + i] = f16(v);"),
+            // Two elements share a word, and two invocations may write them: each clears and sets its own half.
+            (true, _) => format!(
+                "let at = p.{name}_start + i; let shift = (at & 1u) * 16u; \
+                 atomicAnd(&{name}_buf[at >> 1u], 0xffff0000u >> shift); \
+                 atomicOr(&{name}_buf[at >> 1u], {name}_bits(v) << shift);"
+            ),
+        };
+        match (packed, dtype) {
+            (true, Dtype::F16) => {
+                let _ = writeln!(
+                    s,
+                    "fn {name}_bits(v: f32) -> u32 {{ return pack2x16float(vec2<f32>(v, 0.0)) & 0xffffu; }}"
+                );
+            }
+            (true, _) => {
+                // Round to nearest even by integer arithmetic; a NaN must not round up to infinity.
+                let _ = writeln!(
+                    s,
+                    "fn {name}_bits(v: f32) -> u32 {{ let u = bitcast<u32>(v); \
+                     if ((u & 0x7fffffffu) > 0x7f800000u) {{ return (u >> 16u) | 64u; }} \
+                     return (u + 0x7fffu + ((u >> 16u) & 1u)) >> 16u; }}"
+                );
+            }
+            _ => {}
+        }
+        let _ = writeln!(s, "fn store_{name}(i: u32, v: f32) {{ {store} }}");
+    } else {
+        let load = match (packed, dtype) {
+            (false, Dtype::F32) => format!("return {name}_buf[p.{name}_start + i];"),
+            (false, _) => format!("return f32({name}_buf[p.{name}_start + i]);"),
+            (true, Dtype::F16) => format!(
+                "let at = p.{name}_start + i; \
+                 return unpack2x16float({name}_buf[at >> 1u] >> ((at & 1u) * 16u)).x;"
+            ),
+            (true, _) => format!(
+                "let at = p.{name}_start + i; \
+                 return bitcast<f32>(({name}_buf[at >> 1u] >> ((at & 1u) * 16u)) << 16u);"
+            ),
+        };
+        let _ = writeln!(s, "fn load_{name}(i: u32) -> f32 {{ {load} }}");
+    }
+}

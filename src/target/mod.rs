@@ -1,0 +1,3 @@
+//! Who launches: borrowed streams and passes, compile caches.
+
+pub mod cpu;
