@@ -3,11 +3,15 @@
 
 pub mod case;
 pub mod judge;
+pub mod probe;
 pub mod run;
+pub mod timing;
 
 pub use case::{Case, Fill, Layout, Verified, view};
 pub use judge::{Prepared, Verdict};
+pub use probe::{Ceilings, ceilings};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
+pub use timing::{Timing, time};
 
 use crate::ops::Resample;
 
