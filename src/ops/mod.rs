@@ -6,4 +6,9 @@ pub mod resample;
 
 pub use activation::Activation;
 pub use attention::{Attention, AttentionArgs};
+pub mod matmul;
+pub mod resample;
+
+pub use activation::Activation;
+pub use matmul::{Matmul, MatmulArgs};
 pub use resample::{Resample, ResampleArgs};
