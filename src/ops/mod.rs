@@ -2,13 +2,10 @@
 
 mod activation;
 pub mod attention;
-pub mod resample;
-
-pub use activation::Activation;
-pub use attention::{Attention, AttentionArgs};
 pub mod matmul;
 pub mod resample;
 
 pub use activation::Activation;
+pub use attention::{Attention, AttentionArgs};
 pub use matmul::{Matmul, MatmulArgs};
 pub use resample::{Resample, ResampleArgs};

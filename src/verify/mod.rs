@@ -13,8 +13,7 @@ pub use probe::{Ceilings, ceilings};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
-use crate::ops::{Attention, Resample};
-use crate::ops::{Matmul, Resample};
+use crate::ops::{Attention, Matmul, Resample};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
