@@ -10,6 +10,7 @@ pub mod ops;
 pub mod reference;
 pub mod source;
 pub mod target;
+pub mod tensor;
 pub mod verify;
 mod view;
 
@@ -17,4 +18,5 @@ pub use cpu::simd::Isa;
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};
 pub use target::cpu::Cpu;
+pub use tensor::{Device, Storage, Tensor};
 pub use view::{Dims, MAX_RANK, Memory, View};
