@@ -1,7 +1,9 @@
 //! The ops: options, operands, validation, planning. No arithmetic.
 
 mod activation;
+pub mod norm;
 pub mod resample;
 
 pub use activation::Activation;
+pub use norm::{Norm, NormArgs, NormKind};
 pub use resample::{Resample, ResampleArgs};

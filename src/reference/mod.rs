@@ -9,6 +9,7 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
+pub mod norm;
 pub mod resample;
 
 /// A row-major array of f64: the values exactly as the kernel's dtype holds them.

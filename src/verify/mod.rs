@@ -9,7 +9,7 @@ pub use case::{Case, Fill, Layout, Verified, view};
 pub use judge::{Prepared, Verdict};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 
-use crate::ops::Resample;
+use crate::ops::{Norm, Resample};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
@@ -19,5 +19,6 @@ pub trait OpVisitor {
 
 /// Shows every op to `visitor`, in the order of tables.
 pub fn each_op(visitor: &mut impl OpVisitor) {
+    visitor.visit::<Norm>();
     visitor.visit::<Resample>();
 }
