@@ -2,6 +2,7 @@
 
 pub(crate) mod activation;
 pub(crate) mod norm;
+pub(crate) mod matmul;
 pub(crate) mod resample;
 pub(crate) mod simd;
 pub(crate) mod strided;

@@ -6,4 +6,9 @@ pub mod resample;
 
 pub use activation::Activation;
 pub use norm::{Norm, NormArgs, NormKind};
+pub mod matmul;
+pub mod resample;
+
+pub use activation::Activation;
+pub use matmul::{Matmul, MatmulArgs};
 pub use resample::{Resample, ResampleArgs};
