@@ -1,6 +1,11 @@
 //! The ops: options, operands, validation, planning. No arithmetic.
 
 mod activation;
+pub mod norm;
+pub mod resample;
+
+pub use activation::Activation;
+pub use norm::{Norm, NormArgs, NormKind};
 pub mod matmul;
 pub mod resample;
 
