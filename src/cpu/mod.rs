@@ -1,5 +1,6 @@
 //! The CPU kernels: blocked, threaded, and compiled for each instruction set.
 
+pub(crate) mod attention;
 pub(crate) mod activation;
 pub(crate) mod norm;
 pub(crate) mod matmul;

@@ -6,6 +6,11 @@ pub mod resample;
 
 pub use activation::Activation;
 pub use norm::{Norm, NormArgs, NormKind};
+pub mod attention;
+pub mod resample;
+
+pub use activation::Activation;
+pub use attention::{Attention, AttentionArgs};
 pub mod matmul;
 pub mod resample;
 

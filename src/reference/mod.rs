@@ -10,6 +10,7 @@ use crate::dtype::Dtype;
 use crate::ops::Activation;
 
 pub mod norm;
+pub mod attention;
 pub mod matmul;
 pub mod resample;
 

@@ -14,6 +14,7 @@ pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
 use crate::ops::{Norm, Resample};
+use crate::ops::{Attention, Resample};
 use crate::ops::{Matmul, Resample};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
@@ -25,6 +26,7 @@ pub trait OpVisitor {
 /// Shows every op to `visitor`, in the order of tables.
 pub fn each_op(visitor: &mut impl OpVisitor) {
     visitor.visit::<Norm>();
+    visitor.visit::<Attention>();
     visitor.visit::<Matmul>();
     visitor.visit::<Resample>();
 }
