@@ -7,6 +7,8 @@ use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::op::Op;
 use crate::target::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::target::cuda::{self, Cuda};
 #[cfg(feature = "wgpu")]
 use crate::target::wgpu::{Queue, Wgpu};
 use crate::view::{Memory, View};
@@ -21,6 +23,9 @@ pub enum Device {
     /// An adapter of wgpu. Launches are recorded and submitted together, at the latest when memory is read.
     #[cfg(feature = "wgpu")]
     Wgpu(Queue),
+    /// An NVIDIA GPU, with a stream of its own.
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
 }
 
 /// Bytes on a cache-line boundary.
@@ -42,6 +47,8 @@ enum Place {
         buffer: wgpu::Buffer,
         bytes: usize,
     },
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Buffer),
 }
 
 impl std::fmt::Debug for Place {
@@ -50,6 +57,8 @@ impl std::fmt::Debug for Place {
             Self::Cpu { bytes, .. } => write!(f, "Cpu({bytes} bytes)"),
             #[cfg(feature = "wgpu")]
             Self::Wgpu { bytes, .. } => write!(f, "Wgpu({bytes} bytes)"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(buffer) => write!(f, "Cuda({} bytes)", buffer.byte_len()),
         }
     }
 }
@@ -61,6 +70,8 @@ impl Storage {
             Place::Cpu { bytes, .. } => *bytes,
             #[cfg(feature = "wgpu")]
             Place::Wgpu { bytes, .. } => *bytes,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(buffer) => buffer.byte_len(),
         }
     }
 
@@ -69,6 +80,9 @@ impl Storage {
             Place::Cpu { lines, .. } => (0, lines.as_ptr() as u64),
             #[cfg(feature = "wgpu")]
             Place::Wgpu { buffer, .. } => Memory::place(&buffer),
+            // SAFETY: the pointer is only compared.
+            #[cfg(feature = "cuda")]
+            Place::Cuda(buffer) => unsafe { buffer.ptr() }.place(),
         }
     }
 
@@ -76,16 +90,16 @@ impl Storage {
     fn host(&self) -> Result<&[u8]> {
         match &self.0 {
             Place::Cpu { lines, bytes } => Ok(&bytemuck::cast_slice(lines)[..*bytes]),
-            #[cfg(feature = "wgpu")]
-            Place::Wgpu { .. } => Err(elsewhere("cpu")),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(elsewhere("cpu")),
         }
     }
 
     fn host_mut(&mut self) -> Result<&mut [u8]> {
         match &mut self.0 {
             Place::Cpu { lines, bytes } => Ok(&mut bytemuck::cast_slice_mut(lines)[..*bytes]),
-            #[cfg(feature = "wgpu")]
-            Place::Wgpu { .. } => Err(elsewhere("cpu")),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(elsewhere("cpu")),
         }
     }
 
@@ -93,12 +107,28 @@ impl Storage {
     fn buffer(&self) -> Result<&wgpu::Buffer> {
         match &self.0 {
             Place::Wgpu { buffer, .. } => Ok(buffer),
-            Place::Cpu { .. } => Err(elsewhere("wgpu")),
+            _ => Err(elsewhere("wgpu")),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self) -> Result<&cuda::Buffer> {
+        match &self.0 {
+            Place::Cuda(buffer) => Ok(buffer),
+            _ => Err(elsewhere("cuda")),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_mut(&mut self) -> Result<&mut cuda::Buffer> {
+        match &mut self.0 {
+            Place::Cuda(buffer) => Ok(buffer),
+            _ => Err(elsewhere("cuda")),
         }
     }
 }
 
-#[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "with one kind of device none is elsewhere"))]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn elsewhere(device: &'static str) -> Error {
     Error::argument(
         "device",
@@ -144,12 +174,23 @@ impl Device {
         Ok(Self::Wgpu(Queue::new(Wgpu::new(index)?)))
     }
 
+    /// The CUDA device of this number.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no driver, no such device or no NVRTC.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self::Cuda(Cuda::new(ordinal)?))
+    }
+
     /// The face it runs: `cpu`, `wgpu` or `cuda`.
     pub fn face(&self) -> &'static str {
         match self {
             Self::Cpu(_) => "cpu",
             #[cfg(feature = "wgpu")]
             Self::Wgpu(_) => "wgpu",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda",
         }
     }
 
@@ -159,6 +200,8 @@ impl Device {
             Self::Cpu(_) => false,
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.wgpu().device().adapter_info().device_type == wgpu::DeviceType::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => false,
         }
     }
 
@@ -168,6 +211,8 @@ impl Device {
             Self::Cpu(cpu) => format!("cpu {}", cpu.isa().name()),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.wgpu().caps().name.clone(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.caps().name.clone(),
         }
     }
 
@@ -190,6 +235,8 @@ impl Device {
             }
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes },
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Place::Cuda(cuda.alloc(bytes)?),
         }))
     }
 
@@ -203,6 +250,8 @@ impl Device {
             Self::Cpu(_) => storage.host_mut()?.copy_from_slice(bytes),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.write(storage.buffer()?, bytes)?,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.write(storage.cuda_mut()?, bytes)?,
         }
         Ok(())
     }
@@ -218,6 +267,8 @@ impl Device {
             Self::Cpu(_) => bytes.copy_from_slice(storage.host()?),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.read(storage.buffer()?, bytes)?,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.read(storage.cuda()?, bytes)?,
         }
         Ok(())
     }
@@ -240,6 +291,19 @@ impl Device {
                     T::map(args, |_, v| v.try_map(Storage::buffer), |_, v| v.try_map(|s| s.buffer()))?;
                 queue.run(op, buffers)
             }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => {
+                // SAFETY: the borrows of `args` keep the memory alive through the launch, and memory is freed
+                // in stream order, after the work that uses it.
+                let pointers = unsafe {
+                    T::map(
+                        args,
+                        |_, v| v.try_map(|s| Ok(s.cuda()?.ptr())),
+                        |_, v| v.try_map(|s| Ok(s.cuda_mut()?.ptr())),
+                    )?
+                };
+                cuda.run(op, pointers)
+            }
         }
     }
 
@@ -252,6 +316,8 @@ impl Device {
             Self::Cpu(_) => Ok(()),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.synchronize(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.synchronize(),
         }
     }
 }

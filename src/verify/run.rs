@@ -147,7 +147,7 @@ pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<V
 }
 
 /// Every device that this machine offers to tests: the CPU with each of its instruction sets, and the
-/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`).
+/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`), and the first CUDA device.
 ///
 /// # Errors
 /// When the CPU's threads cannot be started.
@@ -158,6 +158,8 @@ pub fn devices() -> Result<Vec<Device>> {
     }
     #[cfg(feature = "wgpu")]
     all.extend(Device::wgpu(0));
+    #[cfg(feature = "cuda")]
+    all.extend(Device::cuda(0));
     Ok(all)
 }
 
