@@ -9,6 +9,8 @@ use crate::op::Op;
 use crate::target::cpu::Cpu;
 #[cfg(feature = "cuda")]
 use crate::target::cuda::{self, Cuda};
+#[cfg(feature = "ptx-sim")]
+use crate::target::ptx_sim::{self, PtxSim};
 #[cfg(feature = "wgpu")]
 use crate::target::wgpu::{Queue, Wgpu};
 use crate::view::{Memory, View};
@@ -26,6 +28,9 @@ pub enum Device {
     /// An NVIDIA GPU, with a stream of its own.
     #[cfg(feature = "cuda")]
     Cuda(Cuda),
+    /// A simulated NVIDIA GPU: CUDA kernels executed on the CPU under checks.
+    #[cfg(feature = "ptx-sim")]
+    PtxSim(PtxSim),
 }
 
 /// Bytes on a cache-line boundary.
@@ -49,6 +54,8 @@ enum Place {
     },
     #[cfg(feature = "cuda")]
     Cuda(cuda::Buffer),
+    #[cfg(feature = "ptx-sim")]
+    PtxSim(ptx_sim::Buffer),
 }
 
 impl std::fmt::Debug for Place {
@@ -59,6 +66,8 @@ impl std::fmt::Debug for Place {
             Self::Wgpu { bytes, .. } => write!(f, "Wgpu({bytes} bytes)"),
             #[cfg(feature = "cuda")]
             Self::Cuda(buffer) => write!(f, "Cuda({} bytes)", buffer.byte_len()),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(buffer) => write!(f, "PtxSim({} bytes)", buffer.byte_len()),
         }
     }
 }
@@ -72,6 +81,8 @@ impl Storage {
             Place::Wgpu { bytes, .. } => *bytes,
             #[cfg(feature = "cuda")]
             Place::Cuda(buffer) => buffer.byte_len(),
+            #[cfg(feature = "ptx-sim")]
+            Place::PtxSim(buffer) => buffer.byte_len(),
         }
     }
 
@@ -83,6 +94,8 @@ impl Storage {
             // SAFETY: the pointer is only compared.
             #[cfg(feature = "cuda")]
             Place::Cuda(buffer) => unsafe { buffer.ptr() }.place(),
+            #[cfg(feature = "ptx-sim")]
+            Place::PtxSim(buffer) => buffer.place().place(),
         }
     }
 
@@ -116,6 +129,22 @@ impl Storage {
         match &self.0 {
             Place::Cuda(buffer) => Ok(buffer),
             _ => Err(elsewhere("cuda")),
+        }
+    }
+
+    #[cfg(feature = "ptx-sim")]
+    fn simulated(&self) -> Result<&ptx_sim::Buffer> {
+        match &self.0 {
+            Place::PtxSim(buffer) => Ok(buffer),
+            _ => Err(elsewhere("ptx-sim")),
+        }
+    }
+
+    #[cfg(feature = "ptx-sim")]
+    fn simulated_mut(&mut self) -> Result<&mut ptx_sim::Buffer> {
+        match &mut self.0 {
+            Place::PtxSim(buffer) => Ok(buffer),
+            _ => Err(elsewhere("ptx-sim")),
         }
     }
 
@@ -183,7 +212,16 @@ impl Device {
         Ok(Self::Cuda(Cuda::new(ordinal)?))
     }
 
-    /// The face it runs: `cpu`, `wgpu` or `cuda`.
+    /// A simulated GPU of architecture `arch` (75, 80, .., 120).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no NVRTC.
+    #[cfg(feature = "ptx-sim")]
+    pub fn ptx_sim(arch: u32) -> Result<Self> {
+        Ok(Self::PtxSim(PtxSim::new(arch, Default::default())?))
+    }
+
+    /// The face it runs: `cpu`, `wgpu`, `cuda` or `ptx-sim`.
     pub fn face(&self) -> &'static str {
         match self {
             Self::Cpu(_) => "cpu",
@@ -191,6 +229,8 @@ impl Device {
             Self::Wgpu(_) => "wgpu",
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => "cuda",
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(_) => "ptx-sim",
         }
     }
 
@@ -202,6 +242,8 @@ impl Device {
             Self::Wgpu(queue) => queue.wgpu().device().adapter_info().device_type == wgpu::DeviceType::Cpu,
             #[cfg(feature = "cuda")]
             Self::Cuda(_) => false,
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(_) => true,
         }
     }
 
@@ -213,6 +255,8 @@ impl Device {
             Self::Wgpu(queue) => queue.wgpu().caps().name.clone(),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.caps().name.clone(),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => sim.caps().name.clone(),
         }
     }
 
@@ -237,6 +281,12 @@ impl Device {
             Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes },
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => Place::Cuda(cuda.alloc(bytes)?),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => {
+                let mut buffer = sim.alloc(bytes);
+                sim.write(&mut buffer, &vec![0; bytes])?;
+                Place::PtxSim(buffer)
+            }
         }))
     }
 
@@ -252,6 +302,8 @@ impl Device {
             Self::Wgpu(queue) => queue.write(storage.buffer()?, bytes)?,
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.write(storage.cuda_mut()?, bytes)?,
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => sim.write(storage.simulated_mut()?, bytes)?,
         }
         Ok(())
     }
@@ -269,6 +321,8 @@ impl Device {
             Self::Wgpu(queue) => queue.read(storage.buffer()?, bytes)?,
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.read(storage.cuda()?, bytes)?,
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => sim.read(storage.simulated()?, bytes)?,
         }
         Ok(())
     }
@@ -304,6 +358,15 @@ impl Device {
                 };
                 cuda.run(op, pointers)
             }
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => {
+                let places = T::map(
+                    args,
+                    |_, v| v.try_map(|s| Ok(s.simulated()?.place())),
+                    |_, v| v.try_map(|s| Ok(s.simulated()?.place())),
+                )?;
+                sim.run(op, places)
+            }
         }
     }
 
@@ -318,6 +381,8 @@ impl Device {
             Self::Wgpu(queue) => queue.synchronize(),
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.synchronize(),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(_) => Ok(()),
         }
     }
 }
