@@ -1,14 +1,13 @@
 //! The ops: options, operands, validation, planning. No arithmetic.
 
 mod activation;
+pub mod matmul;
 pub mod norm;
 pub mod resample;
-
-pub use activation::Activation;
-pub use norm::{Norm, NormArgs, NormKind};
-pub mod matmul;
-pub mod resample;
+pub mod step;
 
 pub use activation::Activation;
 pub use matmul::{Matmul, MatmulArgs};
+pub use norm::{Norm, NormArgs, NormKind};
 pub use resample::{Resample, ResampleArgs};
+pub use step::{Coefficients, Noise, Step, StepArgs};

@@ -9,9 +9,10 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
-pub mod norm;
 pub mod matmul;
+pub mod norm;
 pub mod resample;
+pub mod step;
 
 /// A row-major array of f64: the values exactly as the kernel's dtype holds them.
 #[derive(Debug, Clone, PartialEq)]

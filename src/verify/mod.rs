@@ -13,8 +13,8 @@ pub use probe::{Ceilings, ceilings};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
-use crate::ops::{Norm, Resample};
 use crate::ops::{Matmul, Resample};
+use crate::ops::{Norm, Step};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
@@ -24,7 +24,8 @@ pub trait OpVisitor {
 
 /// Shows every op to `visitor`, in the order of tables.
 pub fn each_op(visitor: &mut impl OpVisitor) {
-    visitor.visit::<Norm>();
     visitor.visit::<Matmul>();
+    visitor.visit::<Norm>();
     visitor.visit::<Resample>();
+    visitor.visit::<Step>();
 }
