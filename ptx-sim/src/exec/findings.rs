@@ -44,20 +44,17 @@ impl Findings {
     ) {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.map
-            .entry((kind, at.function, at.pc))
-            .and_modify(|raw| raw.count += 1)
-            .or_insert_with(|| Raw {
-                kind,
-                function: at.function,
-                pc: at.pc,
-                block: at.block,
-                sequence,
-                thread: at.thread,
-                address,
-                message: message(),
-                count: 1,
-            });
+        self.map.entry((kind, at.function, at.pc)).and_modify(|raw| raw.count += 1).or_insert_with(|| Raw {
+            kind,
+            function: at.function,
+            pc: at.pc,
+            block: at.block,
+            sequence,
+            thread: at.thread,
+            address,
+            message: message(),
+            count: 1,
+        });
     }
 
     pub(crate) fn len(&self) -> usize {
