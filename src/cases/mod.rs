@@ -2,4 +2,6 @@
 
 mod attention;
 mod matmul;
+mod norm;
 mod resample;
+mod step;

@@ -3,6 +3,8 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod matmul;
+pub(crate) mod norm;
 pub(crate) mod resample;
 pub(crate) mod simd;
+pub(crate) mod step;
 pub(crate) mod strided;
