@@ -1,4 +1,5 @@
 //! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
 
+mod conv;
 mod matmul;
 mod resample;

@@ -1,9 +1,11 @@
 //! The ops: options, operands, validation, planning. No arithmetic.
 
 mod activation;
+pub mod conv;
 pub mod matmul;
 pub mod resample;
 
 pub use activation::Activation;
+pub use conv::{Conv, ConvArgs};
 pub use matmul::{Matmul, MatmulArgs};
 pub use resample::{Resample, ResampleArgs};

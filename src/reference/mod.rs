@@ -9,6 +9,7 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
+pub mod conv;
 pub mod matmul;
 pub mod resample;
 
