@@ -873,16 +873,6 @@ impl<T: Element> Finish<'_, T> {
         let Strip { job, cut, sample, group, rows, channels, sums, .. } = self.strip;
         let first = group * job.c_out + channels.start;
         let columns = job.out_size[1];
-        let finish = |sum: S::V, bias: S::V, index: [usize; 4], axis: usize, lanes: usize| {
-            // SAFETY: `lanes` elements from `index` on along `axis` are inside `out` and this thread's.
-            unsafe {
-                let mut z = activate::<S>(activation, S::add(sum, bias));
-                if let Some(residual) = &job.residual {
-                    z = S::add(z, gather::<S, T>(residual.at(index), residual.strides[axis], lanes));
-                }
-                scatter::<S, T>(job.out.at(dot(index, job.out_strides)), job.out_strides[axis], z, lanes);
-            }
-        };
         // SAFETY: this function's contract.
         unsafe {
             if !cut.by_pixels {
@@ -892,7 +882,8 @@ impl<T: Element> Finish<'_, T> {
                     for c in (0..channels.len()).step_by(S::LANES) {
                         let bias = S::load(self.biases.as_ptr().add(c));
                         let lanes = S::LANES.min(channels.len() - c);
-                        finish(S::load(from), bias, [*sample, first + c, y, x], 1, lanes);
+                        let index = [*sample, first + c, y, x];
+                        self.store::<S>(activation, S::add(S::load(from), bias), index, 1, lanes);
                         from = from.add(S::LANES);
                     }
                     x += 1;
@@ -919,10 +910,28 @@ impl<T: Element> Finish<'_, T> {
                             S::load(turned.as_ptr().add(lane * S::LANES))
                         };
                         let bias = S::splat(self.biases[c + lane]);
-                        finish(sum, bias, [*sample, first + c + lane, y, x], 3, lanes);
+                        let index = [*sample, first + c + lane, y, x];
+                        self.store::<S>(activation, S::add(sum, bias), index, 3, lanes);
                     }
                 }
             }
+        }
+    }
+
+    /// Activation, residual and store of `lanes` elements from `index` on along `axis`.
+    ///
+    /// # Safety
+    /// They are inside `out` and this thread's.
+    #[inline(always)]
+    unsafe fn store<S: Simd>(&self, activation: Activation, z: S::V, index: [usize; 4], axis: usize, lanes: usize) {
+        let job = self.strip.job;
+        // SAFETY: this function's contract.
+        unsafe {
+            let mut z = activate::<S>(activation, z);
+            if let Some(residual) = &job.residual {
+                z = S::add(z, gather::<S, T>(residual.at(index), residual.strides[axis], lanes));
+            }
+            scatter::<S, T>(job.out.at(dot(index, job.out_strides)), job.out_strides[axis], z, lanes);
         }
     }
 }

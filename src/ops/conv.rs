@@ -349,9 +349,15 @@ fn blocks(p: &ConvParams, pixels: u32, channels: u32) -> u64 {
 }
 
 fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch: u32) -> Result<Plan> {
+    // Two neighbouring channels can be stored at once.
+    let pairs = p.out_c == 1
+        && p.c_out % 2 == 0
+        && signature.align("out") as usize >= 2 * signature.dtype("out").size()
+        && [p.out_n, p.out_h, p.out_w].iter().all(|s| s % 2 == 0);
     let consts = Consts::new()
         .set("ACT", op.activation.tag())
         .set("TILED", 1u32)
+        .set("PAIRS", u32::from(pairs))
         .set("X_ALONG_K", u32::from(p.x_c <= p.x_w))
         .set("WEIGHT_ALONG_K", u32::from(p.weight_c <= p.weight_o));
     // Few output channels leave most of a wide tile empty; few pixels leave a device idle (of the
@@ -388,12 +394,12 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
             shared_bytes: 3 * (block_m + block_n) * 32 * 2,
         });
     }
-    let (thread_m, thread_n) = match p.c_out {
-        65.. if blocks(p, 128, 128) >= 40 => (8u32, 8u32),
-        33.. => (4, 4),
-        _ => (8, 2),
+    let (block_m, block_n, per_thread) = match p.c_out {
+        65.. if blocks(p, 128, 128) >= 40 => (128u32, 128u32, 8u32),
+        33.. => (64, 64, 4),
+        _ => (128, 32, 4),
     };
-    let (block_m, block_n, block_k) = (16 * thread_m, 16 * thread_n, 8u32);
+    let block_k = 8;
     Ok(Plan {
         entry: TILE,
         consts: consts
@@ -401,8 +407,8 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
             .set("BLOCK_M", block_m)
             .set("BLOCK_N", block_n)
             .set("BLOCK_K", block_k)
-            .set("THREAD_M", thread_m)
-            .set("THREAD_N", thread_n),
+            .set("THREAD_M", per_thread)
+            .set("THREAD_N", per_thread),
         grid: fold_grid(NAME, blocks(p, block_m, block_n), caps)?,
         block: [256, 1, 1],
         // Two stages of both tiles in f32, rows padded by 4.

@@ -168,7 +168,7 @@ impl Op for Matmul {
     fn plan(&self, p: &MatmulParams, signature: &Signature, caps: &Caps) -> Result<Plan> {
         match caps.language {
             Language::Cuda { arch } => plan_cuda(*self, p, signature, caps, arch),
-            Language::Wgsl { f16, subgroups } => plan_wgsl(*self, p, signature, caps, f16, subgroups),
+            Language::Wgsl { f16, subgroups, .. } => plan_wgsl(*self, p, signature, caps, f16, subgroups),
         }
     }
 

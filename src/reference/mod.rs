@@ -9,7 +9,9 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
+pub mod attention;
 pub mod conv;
+pub mod norm;
 pub mod matmul;
 pub mod resample;
 

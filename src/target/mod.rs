@@ -1,6 +1,8 @@
 //! Who launches: borrowed streams and passes, compile caches.
 
 pub mod cpu;
+#[cfg(feature = "cuda")]
+pub mod cuda;
 pub mod presets;
 #[cfg(feature = "wgpu")]
 pub mod wgpu;
