@@ -1,6 +1,8 @@
 //! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
 
 mod attention;
+mod conv;
+mod norm;
 mod matmul;
 mod norm;
 mod resample;
