@@ -152,7 +152,7 @@ const LOG: [f32; 8] = [
     0.333_333_31,
 ];
 /// `sin(pi/4 y) / y` in y^2, highest power first.
-const SIN: [f32; 4] = [-3.595_450_8e-5, 2.490_007e-3, -8.074_544e-2, 0.785_398_2];
+const SIN: [f32; 4] = [-3.595_450_8e-5, 2.490_007e-3, -8.074_544e-2, std::f32::consts::FRAC_PI_4];
 /// `(cos(pi/4 y) - 1) / y^2` in y^2, highest power first.
 const COS: [f32; 4] = [3.529_811_2e-6, -3.259_386_3e-4, 1.585_432_5e-2, -0.308_425_13];
 

@@ -1,6 +1,7 @@
 //! The CPU kernels: blocked, threaded, and compiled for each instruction set.
 
 pub(crate) mod activation;
+pub(crate) mod attention;
 pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod resample;

@@ -9,6 +9,7 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
+pub mod attention;
 pub mod matmul;
 pub mod norm;
 pub mod resample;
