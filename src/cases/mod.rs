@@ -1,4 +1,7 @@
 //! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
 
+mod attention;
 mod matmul;
+mod norm;
 mod resample;
+mod step;
