@@ -8,6 +8,7 @@ mod error;
 pub mod op;
 pub mod ops;
 pub mod reference;
+pub mod solver;
 pub mod source;
 pub mod target;
 pub mod verify;
