@@ -11,6 +11,7 @@ pub mod reference;
 pub mod solver;
 pub mod source;
 pub mod target;
+pub mod tensor;
 pub mod verify;
 mod view;
 
@@ -18,4 +19,5 @@ pub use cpu::simd::Isa;
 pub use dtype::{Dtype, Element};
 pub use error::{Error, Result};
 pub use target::cpu::Cpu;
+pub use tensor::{Device, Storage, Tensor};
 pub use view::{Dims, MAX_RANK, Memory, View};

@@ -79,6 +79,11 @@ pub trait Op: Copy + Debug + PartialEq + Send + Sync + 'static {
 pub trait Operands<I, O> {
     /// Every operand in binding order, absent optional ones included; outputs come last.
     fn each(&self) -> ArrayVec<Operand<'_, I, O>, MAX_OPERANDS>;
+    /// A copy, where the memory handles can be copied.
+    fn duplicate(&self) -> Self
+    where
+        I: Clone,
+        O: Clone;
 }
 
 /// One operand of a call.
@@ -133,6 +138,13 @@ macro_rules! operands {
                     side: $crate::operands!(@side $kind self.$field),
                 }); )*
                 all
+            }
+            fn duplicate(&self) -> Self
+            where
+                I: Clone,
+                O: Clone,
+            {
+                self.clone()
             }
         }
 
@@ -230,6 +242,14 @@ impl Signature {
     pub fn slot(&self, name: &str) -> Option<&Slot> {
         self.0.iter().find(|s| s.name == name)
     }
+    /// The same signature with every alignment forgotten: what a compiled kernel depends on.
+    #[must_use]
+    pub fn without_alignment(mut self) -> Self {
+        for slot in &mut self.0 {
+            slot.align = 16;
+        }
+        self
+    }
     /// Whether the operand called `name` was given.
     pub fn has(&self, name: &str) -> bool {
         self.slot(name).is_some_and(|s| s.dtype.is_some())
@@ -323,6 +343,9 @@ pub enum Language {
         f16: bool,
         /// Whether the adapter has subgroup operations.
         subgroups: bool,
+        /// Bytes of params that can be passed as immediates (push constants); larger ones, or all where
+        /// this is 0, come through a uniform buffer.
+        immediates: u32,
     },
 }
 

@@ -25,12 +25,19 @@ pub fn source<T: Op>(signature: &Signature, consts: &Consts, language: Language)
         Language::Cuda { .. } => {
             cuda_prelude(T::Params::FIELDS, signature, consts) + &expand(T::CUDA, &mut Vec::new())
         }
-        Language::Wgsl { f16, subgroups } => {
+        Language::Wgsl { f16, subgroups, immediates } => {
             let consts = consts.clone().set("SUBGROUPS", u32::from(subgroups)).set("F16", u32::from(f16));
-            let prelude = wgsl_prelude(T::Params::FIELDS, signature, &consts, f16);
+            let immediate = params_bytes::<T>(signature) <= immediates;
+            let prelude = wgsl_prelude(T::Params::FIELDS, signature, &consts, f16, immediate);
             prelude + &conditional(&expand(T::WGSL, &mut Vec::new()), &defines(signature, &consts))
         }
     }
+}
+
+/// Bytes of the WGSL struct `Params`: the op's scalars and the start of each operand that was given.
+pub fn params_bytes<T: Op>(signature: &Signature) -> u32 {
+    let starts = signature.slots().iter().filter(|s| s.dtype.is_some()).count();
+    4 * (T::Params::FIELDS.len() + starts) as u32
 }
 
 /// Replaces each `#include "name"` line by that file, once.
@@ -126,7 +133,13 @@ fn cuda_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Const
     s
 }
 
-fn wgsl_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Consts, f16: bool) -> String {
+fn wgsl_prelude(
+    fields: &[(&str, Scalar)],
+    signature: &Signature,
+    consts: &Consts,
+    f16: bool,
+    immediate: bool,
+) -> String {
     let native = |slot: &Slot| f16 && slot.dtype == Some(Dtype::F16);
     let mut s = String::new();
     if f16 {
@@ -148,7 +161,12 @@ fn wgsl_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Const
     for slot in given() {
         let _ = writeln!(s, "    {}_start: u32,", slot.name);
     }
-    s += "}\n@group(0) @binding(0) var<uniform> p: Params;\n";
+    s += "}\n";
+    s += if immediate {
+        "var<immediate> p: Params;\n"
+    } else {
+        "@group(0) @binding(0) var<uniform> p: Params;\n"
+    };
     for (binding, slot) in given().enumerate() {
         accessors(&mut s, slot, binding + 1, native(slot));
     }

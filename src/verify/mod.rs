@@ -2,5 +2,22 @@
 //! line.
 
 pub mod case;
+pub mod judge;
+pub mod run;
 
 pub use case::{Case, Fill, Layout, Verified, view};
+pub use judge::{Prepared, Verdict};
+pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
+
+use crate::ops::Resample;
+
+/// Something to do with every op. Ops are types, so a list of them is a visitor.
+pub trait OpVisitor {
+    /// Called once per op.
+    fn visit<T: Verified>(&mut self);
+}
+
+/// Shows every op to `visitor`, in the order of tables.
+pub fn each_op(visitor: &mut impl OpVisitor) {
+    visitor.visit::<Resample>();
+}

@@ -1,0 +1,493 @@
+//! wgpu: launches into a compute pass that the host owns, or through a queue of its own.
+//!
+//! The host keeps its device, its encoder and its pass; advect adds pipelines and dispatches:
+//!
+//! ```no_run
+//! # fn demo(device: wgpu::Device, queue: wgpu::Queue, x: &wgpu::Buffer, y: &wgpu::Buffer) -> advect::Result<()> {
+//! use advect::{Dtype, View, ops::{Resample, ResampleArgs}, target::wgpu::Wgpu};
+//! let wgpu = Wgpu::from_device(device.clone());
+//! let mut encoder = device.create_command_encoder(&Default::default());
+//! let mut pass = encoder.begin_compute_pass(&Default::default());
+//! wgpu.within(&mut pass).run(
+//!     &Resample::Up2,
+//!     ResampleArgs {
+//!         x: View::contiguous(x, Dtype::F32, &[1, 8, 16, 16])?,
+//!         out: View::contiguous(y, Dtype::F32, &[1, 8, 32, 32])?,
+//!     },
+//! )?;
+//! drop(pass);
+//! queue.submit([encoder.finish()]);
+//! # Ok(()) }
+//! ```
+//!
+//! Params travel as immediates where the device was made with `Features::IMMEDIATES` and they fit, and
+//! otherwise in a small uniform buffer made per launch, which is then the one allocation of a launch
+//! besides its bind group.
+
+mod queue;
+
+pub use queue::Queue;
+
+use crate::error::{Error, Result};
+use crate::op::{self, Caps, Consts, Language, Op, Operands, Plan, Side, Signature};
+use crate::source;
+use crate::view::{Memory, View};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::num::NonZeroU64;
+use std::sync::{Arc, Mutex, PoisonError};
+
+impl Memory for &wgpu::Buffer {
+    fn byte_len(&self) -> u64 {
+        self.size()
+    }
+    fn place(&self) -> (u64, u64) {
+        // Buffers have identity but no address: each is a space of its own, never the host's space 0.
+        let mut hasher = DefaultHasher::new();
+        Hash::hash(*self, &mut hasher);
+        (hasher.finish() | 1, 0)
+    }
+}
+
+/// A wgpu device with the kernels compiled so far. Cheap to clone.
+#[derive(Clone)]
+pub struct Wgpu(Arc<Shared>);
+
+struct Shared {
+    device: wgpu::Device,
+    caps: Caps,
+    /// Bound for operands without elements: wgpu does not bind empty ranges.
+    nothing: wgpu::Buffer,
+    offset_alignment: u64,
+    kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
+}
+
+/// What a pipeline depends on besides the device.
+#[derive(PartialEq, Eq, Hash)]
+struct Key {
+    op: &'static str,
+    entry: &'static str,
+    signature: Signature,
+    consts: Consts,
+}
+
+struct Kernel {
+    pipeline: wgpu::ComputePipeline,
+    bindings: wgpu::BindGroupLayout,
+}
+
+impl std::fmt::Debug for Wgpu {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Wgpu").field(&self.0.caps.name).finish()
+    }
+}
+
+/// Every adapter that wgpu finds, in a fixed order. The environment variables `WGPU_BACKEND` and
+/// `VK_ICD_FILENAMES` narrow it.
+pub fn adapters() -> Vec<wgpu::Adapter> {
+    let mut descriptor = wgpu::InstanceDescriptor::new_without_display_handle_from_env();
+    if std::env::var_os("WGPU_BACKEND").is_none_or(|v| v.is_empty()) {
+        descriptor.backends = wgpu::Backends::PRIMARY;
+    }
+    let instance = wgpu::Instance::new(descriptor);
+    pollster::block_on(instance.enumerate_adapters(wgpu::Backends::all()))
+}
+
+/// What advect asks of an adapter: everything it uses when it is there.
+const FEATURES: wgpu::Features =
+    wgpu::Features::SHADER_F16.union(wgpu::Features::SUBGROUP).union(wgpu::Features::IMMEDIATES);
+
+/// Opens an adapter's device with the limits and features that advect can use.
+///
+/// # Errors
+/// [`Error::Unavailable`] when the driver refuses.
+pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
+    let descriptor = wgpu::DeviceDescriptor {
+        label: Some("advect"),
+        required_features: adapter.features() & FEATURES,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Error::Unavailable {
+        target: "wgpu",
+        why: format!("{} refused a device: {e}", adapter.get_info().name),
+        remedy: "use another adapter (`advect devices` lists them) or the cpu".into(),
+    })
+}
+
+impl Wgpu {
+    /// The `index`-th of [`adapters`], with its queue.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no such adapter.
+    pub fn new(index: usize) -> Result<(Self, wgpu::Queue)> {
+        let all = adapters();
+        let adapter = all.get(index).ok_or_else(|| Error::Unavailable {
+            target: "wgpu",
+            why: format!("adapter {index} was asked for and {} were found", all.len()),
+            remedy: "install a Vulkan driver (mesa-vulkan-drivers has a software one) or use the cpu".into(),
+        })?;
+        let (device, queue) = open(adapter)?;
+        Ok((Self::from_device(device), queue))
+    }
+
+    /// Borrows the host's device. Kernels use f16, subgroups and immediates as far as the device was made
+    /// with those features, and stay within the limits that it was made with.
+    pub fn from_device(device: wgpu::Device) -> Self {
+        let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
+        let has = |feature| features.contains(feature);
+        let subgroups = has(wgpu::Features::SUBGROUP);
+        let per_axis = limits.max_compute_workgroups_per_dimension;
+        let uniforms = 1;
+        let caps = Caps {
+            name: format!("{} ({})", info.name, info.backend),
+            language: Language::Wgsl {
+                f16: has(wgpu::Features::SHADER_F16),
+                subgroups,
+                immediates: if has(wgpu::Features::IMMEDIATES) { limits.max_immediate_size } else { 0 },
+            },
+            shared_bytes: limits.max_compute_workgroup_storage_size,
+            max_threads: limits.max_compute_invocations_per_workgroup,
+            max_block: [
+                limits.max_compute_workgroup_size_x,
+                limits.max_compute_workgroup_size_y,
+                limits.max_compute_workgroup_size_z,
+            ],
+            max_grid: [per_axis; 3],
+            subgroup: if subgroups { [info.subgroup_min_size, info.subgroup_max_size] } else { [1, 1] },
+            max_operands: limits
+                .max_storage_buffers_per_shader_stage
+                .min(limits.max_bindings_per_bind_group.saturating_sub(uniforms)),
+            max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
+        };
+        let nothing = device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("advect nothing"),
+            size: 16,
+            usage: wgpu::BufferUsages::STORAGE,
+            mapped_at_creation: false,
+        });
+        let offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
+        let kernels = Mutex::default();
+        Self(Arc::new(Shared { device, caps, nothing, offset_alignment, kernels }))
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    /// The device.
+    pub fn device(&self) -> &wgpu::Device {
+        &self.0.device
+    }
+
+    /// Launches into the host's pass. The host ends the pass and submits.
+    pub fn within<'a, 'p>(&'a self, pass: &'a mut wgpu::ComputePass<'p>) -> Within<'a, 'p> {
+        Within { wgpu: self, pass }
+    }
+
+    /// Compiles the kernels that a call with such arguments needs, so that the launch itself does not.
+    ///
+    /// # Errors
+    /// As [`Within::run`].
+    pub fn warm<'b, T: Op>(&self, op: &T, args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Result<()> {
+        let (params, signature) = op::prepare(op, args)?;
+        let plan = op.plan(&params, &signature, self.caps())?;
+        self.kernel::<T>(&plan, signature).map(drop)
+    }
+
+    /// The pipeline of a plan, compiled at its first use.
+    fn kernel<T: Op>(&self, plan: &Plan, signature: Signature) -> Result<Arc<Kernel>> {
+        let signature = signature.without_alignment();
+        let key = Key { op: T::NAME, entry: plan.entry, signature, consts: plan.consts.clone() };
+        // Compiling under the lock keeps two threads from compiling the same kernel twice.
+        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(&key) {
+            return Ok(kernel.clone());
+        }
+        let kernel = Arc::new(self.compile::<T>(plan, &key.signature)?);
+        kernels.insert(key, kernel.clone());
+        Ok(kernel)
+    }
+
+    fn compile<T: Op>(&self, plan: &Plan, signature: &Signature) -> Result<Kernel> {
+        let Shared { device, caps, .. } = &*self.0;
+        let text = source::source::<T>(signature, &plan.consts, caps.language);
+        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
+        // SAFETY: kernels index only inside the extents that `op::prepare` checked, and their loops are
+        // bounded by sizes; both hold for every case of the cross-check.
+        let module = unsafe {
+            device.create_shader_module_trusted(
+                wgpu::ShaderModuleDescriptor {
+                    label: Some(plan.entry),
+                    source: wgpu::ShaderSource::Wgsl(text.into()),
+                },
+                wgpu::ShaderRuntimeChecks::unchecked(),
+            )
+        };
+        let immediate = immediates::<T>(caps, signature);
+        let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
+            binding,
+            visibility: wgpu::ShaderStages::COMPUTE,
+            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+            count: None,
+        };
+        let uniform = immediate.is_none().then(|| entry(0, wgpu::BufferBindingType::Uniform));
+        let given = signature.slots().iter().filter(|s| s.dtype.is_some()).zip(1..);
+        let storage =
+            given.map(|(slot, b)| entry(b, wgpu::BufferBindingType::Storage { read_only: !slot.output }));
+        let entries: Vec<_> = uniform.into_iter().chain(storage).collect();
+        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+            label: Some(plan.entry),
+            entries: &entries,
+        });
+        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+            label: Some(plan.entry),
+            bind_group_layouts: &[Some(&bindings)],
+            immediate_size: immediate.unwrap_or(0),
+        });
+        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+            label: Some(plan.entry),
+            layout: Some(&layout),
+            module: &module,
+            entry_point: Some(plan.entry),
+            compilation_options: wgpu::PipelineCompilationOptions {
+                // Kernels write workgroup memory before they read it.
+                zero_initialize_workgroup_memory: false,
+                ..Default::default()
+            },
+            cache: None,
+        });
+        match pollster::block_on(scope.pop()) {
+            None => Ok(Kernel { pipeline, bindings }),
+            Some(error) => Err(Error::Compile {
+                op: T::NAME,
+                language: "WGSL",
+                target: caps.name.clone(),
+                log: error.to_string(),
+            }),
+        }
+    }
+}
+
+/// Bytes of immediates that a kernel of `T` takes, if its params go that way.
+fn immediates<T: Op>(caps: &Caps, signature: &Signature) -> Option<u32> {
+    let bytes = source::params_bytes::<T>(signature);
+    matches!(caps.language, Language::Wgsl { immediates, .. } if bytes <= immediates).then_some(bytes)
+}
+
+/// A pass that the host owns, with the kernels to launch into it.
+pub struct Within<'a, 'p> {
+    wgpu: &'a Wgpu,
+    pass: &'a mut wgpu::ComputePass<'p>,
+}
+
+impl Within<'_, '_> {
+    /// Validates one op and records it. A call whose operands are larger than one binding may be is cut
+    /// along the batch.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Limit`], [`Error::Unsupported`] or [`Error::Compile`]; nothing is
+    /// then recorded.
+    pub fn run<'b, T: Op>(
+        &mut self,
+        op: &T,
+        args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+    ) -> Result<()> {
+        let mut launches = Vec::new();
+        self.wgpu.prepare(op, args, &mut launches)?;
+        for launch in launches {
+            launch.record(self.pass);
+        }
+        Ok(())
+    }
+}
+
+/// Everything that one dispatch needs.
+struct Launch {
+    kernel: Arc<Kernel>,
+    group: wgpu::BindGroup,
+    immediates: Option<Vec<u8>>,
+    grid: [u32; 3],
+}
+
+impl Launch {
+    fn record(self, pass: &mut wgpu::ComputePass<'_>) {
+        pass.set_pipeline(&self.kernel.pipeline);
+        pass.set_bind_group(0, &self.group, &[]);
+        if let Some(bytes) = &self.immediates {
+            pass.set_immediates(0, bytes);
+        }
+        pass.dispatch_workgroups(self.grid[0], self.grid[1], self.grid[2]);
+    }
+}
+
+impl Wgpu {
+    /// Validates, plans and compiles a call, cut into as many launches as the binding limit asks for.
+    fn prepare<'b, T: Op>(
+        &self,
+        op: &T,
+        args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+        launches: &mut Vec<Launch>,
+    ) -> Result<()> {
+        let (params, signature) = op::prepare(op, &args)?;
+        usable::<T>(&args)?;
+        if let Some((arg, bytes)) = self.too_large::<T>(&args) {
+            let Some(batch) = batch_of(op, &args).filter(|&b| b > 1) else {
+                return Err(Error::Limit {
+                    op: T::NAME,
+                    arg,
+                    what: "bytes in one binding",
+                    got: bytes,
+                    limit: self.0.caps.max_binding,
+                    target: self.0.caps.name.clone(),
+                });
+            };
+            self.prepare(op, cut(op, &args, 0..batch / 2)?, launches)?;
+            return self.prepare(&op.starting_at(batch / 2), cut(op, &args, batch / 2..batch)?, launches);
+        }
+        let plan = op.plan(&params, &signature, &self.0.caps)?;
+        if plan.grid.contains(&0) {
+            return Ok(());
+        }
+        let given = signature.slots().iter().filter(|s| s.dtype.is_some()).count();
+        if given as u32 > self.0.caps.max_operands {
+            return Err(Error::Limit {
+                op: T::NAME,
+                arg: "operands",
+                what: "number of bound buffers",
+                got: given as u64,
+                limit: u64::from(self.0.caps.max_operands),
+                target: self.0.caps.name.clone(),
+            });
+        }
+        let mut bytes = bytemuck::bytes_of(&params).to_vec();
+        let mut entries = Vec::with_capacity(given + 1);
+        for (i, operand) in args.each().iter().enumerate() {
+            let (view, buffer) = match operand.side {
+                Side::Input(None) => continue,
+                Side::Input(Some(v)) | Side::Output(v) => (v, *v.memory()),
+            };
+            let (start, resource) = self.binding(view, buffer);
+            bytes.extend_from_slice(&start.to_le_bytes());
+            let binding = signature.slots()[..=i].iter().filter(|s| s.dtype.is_some()).count() as u32;
+            entries.push(wgpu::BindGroupEntry { binding, resource });
+        }
+        let immediate = immediates::<T>(&self.0.caps, &signature).is_some();
+        let uniform = (!immediate).then(|| self.uniform(&bytes));
+        if let Some(uniform) = &uniform {
+            entries.push(wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() });
+        }
+        let kernel = self.kernel::<T>(&plan, signature)?;
+        let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+            label: Some(plan.entry),
+            layout: &kernel.bindings,
+            entries: &entries,
+        });
+        let immediates = immediate.then_some(bytes);
+        launches.push(Launch { kernel, group, immediates, grid: plan.grid });
+        Ok(())
+    }
+
+    /// The smallest aligned range that holds a view, and where in it the view starts, in elements.
+    fn binding<'b>(
+        &'b self,
+        view: &View<&'b wgpu::Buffer>,
+        buffer: &'b wgpu::Buffer,
+    ) -> (u32, wgpu::BindingResource<'b>) {
+        let extent = view.extent().filter(|e| !e.is_empty());
+        let Some(extent) = extent else { return (0, self.0.nothing.as_entire_binding()) };
+        let size = view.dtype().size() as u64;
+        let alignment = self.0.offset_alignment;
+        let offset = extent.start as u64 * size / alignment * alignment;
+        let bytes = (extent.end as u64 * size - offset).next_multiple_of(4);
+        let start = extent.start as u64 - offset / size;
+        (
+            start as u32,
+            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
+                buffer,
+                offset,
+                size: NonZeroU64::new(bytes),
+            }),
+        )
+    }
+
+    /// A buffer holding the params of one launch.
+    fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
+        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("advect params"),
+            size: bytes.len() as u64,
+            usage: wgpu::BufferUsages::UNIFORM,
+            mapped_at_creation: true,
+        });
+        if let Ok(mut mapped) = buffer.get_mapped_range_mut(..) {
+            mapped.copy_from_slice(bytes);
+        }
+        buffer.unmap();
+        buffer
+    }
+
+    /// The first operand that does not fit one binding, with its size.
+    fn too_large<'b, T: Op>(
+        &self,
+        args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+    ) -> Option<(&'static str, u64)> {
+        args.each().iter().find_map(|operand| {
+            let (Side::Input(Some(v)) | Side::Output(v)) = operand.side else { return None };
+            // The start may be cut down to the alignment, the end is rounded up to a word.
+            let slack = self.0.offset_alignment + 4;
+            let bytes = v.extent()?.len() as u64 * v.dtype().size() as u64 + slack;
+            (bytes > self.0.caps.max_binding).then_some((operand.name, bytes))
+        })
+    }
+}
+
+/// wgpu's own rules for buffers, as typed errors instead of a validation error at submission.
+fn usable<'b, T: Op>(args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Result<()> {
+    let all = args.each();
+    for operand in &all {
+        let (Side::Input(Some(v)) | Side::Output(v)) = operand.side else { continue };
+        let buffer = *v.memory();
+        if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) && !v.is_empty() {
+            let got = format!("{:?}", buffer.usage());
+            return Err(Error::argument(T::NAME, operand.name, "a buffer with STORAGE usage", got));
+        }
+        if buffer.size() % 4 != 0 && !v.is_empty() {
+            let wanted = "a buffer of a multiple of 4 bytes";
+            return Err(Error::argument(T::NAME, operand.name, wanted, buffer.size()));
+        }
+        // Within one dispatch wgpu lets a buffer be read or written, not both, even in disjoint ranges.
+        let shared = all.iter().find(|other| match (&operand.side, &other.side) {
+            (Side::Output(o), Side::Input(Some(i))) => {
+                o.memory() == i.memory() && !o.is_empty() && !i.is_empty()
+            }
+            _ => false,
+        });
+        if let Some(other) = shared {
+            let wanted = format!("a buffer other than that of `{}`", other.name);
+            return Err(Error::argument(T::NAME, operand.name, wanted, "the same wgpu buffer"));
+        }
+    }
+    Ok(())
+}
+
+/// The number of samples along the batch axis of the outputs.
+fn batch_of<T: Op, I, O>(op: &T, args: &T::Args<I, O>) -> Option<usize> {
+    args.each().iter().find_map(|operand| match operand.side {
+        Side::Output(v) => v.shape().get(op.batch_axis(args, operand.name)?).copied(),
+        Side::Input(_) => None,
+    })
+}
+
+/// The samples in `range` of every operand that has a batch axis.
+fn cut<'b, T: Op>(
+    op: &T,
+    args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+    range: std::ops::Range<usize>,
+) -> Result<T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>> {
+    let slice = |name, view: View<&'b wgpu::Buffer>| match op.batch_axis(args, name) {
+        Some(axis) => view.slice(axis, range.clone()),
+        None => Ok(view),
+    };
+    T::map(args.duplicate(), slice, slice)
+}

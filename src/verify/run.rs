@@ -1,0 +1,218 @@
+//! Runs cases on devices and reports.
+
+use super::case::{Case, Verified};
+use super::judge::{Prepared, Rounding};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::op::{Operands, Side};
+use crate::target::cpu::Cpu;
+use crate::tensor::{Device, Storage};
+use crate::view::View;
+use crate::{Isa, verify};
+use rand::SeedableRng;
+use rand_chacha::ChaCha8Rng;
+use serde::Serialize;
+
+/// Which cases to run.
+#[derive(Debug, Clone)]
+pub struct Selection {
+    /// The dtypes.
+    pub dtypes: Vec<Dtype>,
+    /// Only cases whose name contains this.
+    pub case: Option<String>,
+    /// Random cases per op and dtype, besides the listed ones.
+    pub fuzz: usize,
+    /// The seed of the random cases.
+    pub seed: u64,
+}
+
+impl Default for Selection {
+    fn default() -> Self {
+        Self { dtypes: Dtype::ALL.to_vec(), case: None, fuzz: 0, seed: 0 }
+    }
+}
+
+/// What became of one case on one device at one dtype.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+pub struct Outcome {
+    /// The op.
+    pub op: &'static str,
+    /// The case's name; `--case` with it runs it alone.
+    pub case: String,
+    /// The face: `cpu`, `wgpu`, ...
+    pub face: &'static str,
+    /// The device in words.
+    pub device: String,
+    /// The dtype of the operands.
+    pub dtype: &'static str,
+    /// Pass, fail or skip.
+    #[serde(flatten)]
+    pub status: Status,
+    /// The largest error as a fraction of its bound.
+    pub worst: f64,
+    /// Index of the element where that is.
+    pub at: Vec<usize>,
+}
+
+/// Pass, fail or skip, and why.
+#[derive(Debug, Clone, PartialEq, Serialize)]
+#[serde(tag = "status", content = "why", rename_all = "lowercase")]
+pub enum Status {
+    /// Every element within its bound, every fence standing.
+    Pass,
+    /// What is wrong.
+    Fail(String),
+    /// Why it could not run here.
+    Skip(String),
+}
+
+/// Runs the selected cases of one op on every device; `each` sees every outcome as it comes.
+pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut dyn FnMut(Outcome)) {
+    for &dtype in &selection.dtypes {
+        let mut rng = ChaCha8Rng::seed_from_u64(selection.seed);
+        let random = (0..selection.fuzz).map(|i| {
+            let mut case = T::random(&mut rng, dtype);
+            case.name = format!("fuzz={i} seed={} {}", selection.seed, case.name);
+            case
+        });
+        let random: Vec<_> = random.collect();
+        for case in T::cases(dtype).into_iter().chain(random) {
+            if selection.case.as_ref().is_some_and(|wanted| !case.name.contains(wanted.as_str())) {
+                continue;
+            }
+            verify_case(&case, dtype, devices, each);
+        }
+    }
+}
+
+fn verify_case<T: Verified>(case: &Case<T>, dtype: Dtype, devices: &[Device], each: &mut dyn FnMut(Outcome)) {
+    let prepared = Prepared::new(case);
+    for device in devices {
+        let rounding = if device.face() == "wgpu" { Rounding::Wgsl } else { Rounding::Exact };
+        let (status, worst, at) = match execute(device, &prepared) {
+            Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) if device.face() != "cpu" => {
+                (Status::Skip(error.to_string()), 0.0, Vec::new())
+            }
+            Err(error) => (Status::Fail(error.to_string()), f64::NAN, Vec::new()),
+            Ok(outputs) => {
+                let verdict = prepared.judge(&outputs, rounding);
+                (verdict.fault.map_or(Status::Pass, Status::Fail), verdict.worst, verdict.at)
+            }
+        };
+        each(Outcome {
+            op: T::NAME,
+            case: case.name.clone(),
+            face: device.face(),
+            device: device.name(),
+            dtype: dtype.name(),
+            status,
+            worst,
+            at,
+        });
+    }
+}
+
+/// Uploads the memory images, runs the op, and brings the outputs' memory back.
+///
+/// # Errors
+/// Whatever the device finds wrong.
+pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<Vec<Vec<u8>>> {
+    let upload = |view: &View<Vec<u8>>| {
+        let mut storage = device.alloc(view.memory().len())?;
+        device.write(&mut storage, view.memory())?;
+        Ok(storage)
+    };
+    let (mut inputs, mut outputs) = (Vec::new(), Vec::new());
+    for operand in prepared.args.each() {
+        match operand.side {
+            Side::Input(None) => {}
+            Side::Input(Some(view)) => inputs.push(upload(view)?),
+            Side::Output(view) => outputs.push(upload(view)?),
+        }
+    }
+    let (mut input, mut output) = (inputs.iter(), outputs.iter_mut());
+    let gone = "one storage was made per operand";
+    let args = T::map(
+        prepared.args.duplicate(),
+        |_, v| v.try_map(|_| Ok(input.next().expect(gone))),
+        |_, v| v.try_map(|_| Ok(output.next().expect(gone))),
+    )?;
+    device.run(&prepared.op, args)?;
+    let download = |storage: &Storage| {
+        let mut bytes = vec![0; storage.byte_len()];
+        device.read(storage, &mut bytes)?;
+        Ok(bytes)
+    };
+    outputs.iter().map(download).collect()
+}
+
+/// Every device that this machine offers to tests: the CPU with each of its instruction sets, and the
+/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`).
+///
+/// # Errors
+/// When the CPU's threads cannot be started.
+pub fn devices() -> Result<Vec<Device>> {
+    let mut all = Vec::new();
+    for isa in Isa::available().into_iter().rev() {
+        all.push(Device::Cpu(Cpu::with(2, isa)?));
+    }
+    #[cfg(feature = "wgpu")]
+    all.extend(Device::wgpu(0));
+    Ok(all)
+}
+
+/// The faces that must have run, from `ADVECT_REQUIRE=cpu,wgpu`. The CPU always must.
+pub fn required() -> Vec<String> {
+    let listed = std::env::var("ADVECT_REQUIRE").unwrap_or_default();
+    let mut faces: Vec<String> =
+        listed.split(',').map(|f| f.trim().to_owned()).filter(|f| !f.is_empty()).collect();
+    if !faces.iter().any(|f| f == "cpu") {
+        faces.push("cpu".into());
+    }
+    faces
+}
+
+/// The whole cross-check of one op, as a test: every case on every device, plus `fuzz` random cases.
+/// The seed comes from `ADVECT_SEED` or is drawn, and is printed.
+///
+/// # Panics
+/// When a case fails, or when a required face ran no case.
+pub fn assert_op<T: Verified>(fuzz: usize) {
+    let seed = match std::env::var("ADVECT_SEED").ok().and_then(|s| s.parse().ok()) {
+        Some(seed) => seed,
+        None => rand::random::<u32>().into(),
+    };
+    println!("{}: random cases from ADVECT_SEED={seed}", T::NAME);
+    let devices = devices().expect("the CPU is always there");
+    let selection = Selection { fuzz, seed, ..Selection::default() };
+    let mut failures = Vec::new();
+    let mut ran: std::collections::BTreeMap<String, (usize, usize, f64)> = Default::default();
+    verify::verify::<T>(&devices, &selection, &mut |o| {
+        let (passed, skipped, worst) = ran.entry(format!("{} {}", o.device, o.dtype)).or_default();
+        match &o.status {
+            Status::Pass => *passed += 1,
+            Status::Skip(_) => *skipped += 1,
+            Status::Fail(why) => {
+                failures.push(format!("{} {} [{}] {}: {why}", o.op, o.dtype, o.device, o.case))
+            }
+        }
+        *worst = worst.max(o.worst);
+    });
+    for (device, (passed, skipped, worst)) in &ran {
+        println!(
+            "{} on {device}: {passed} passed, {skipped} skipped, worst {worst:.3} of its bound",
+            T::NAME
+        );
+    }
+    let count = failures.len();
+    failures.truncate(20);
+    assert!(count == 0, "{count} cases failed (ADVECT_SEED={seed}); the first:\n{}", failures.join("\n"));
+    for face in required() {
+        let passed: usize = devices
+            .iter()
+            .filter(|d| d.face() == face)
+            .flat_map(|d| Dtype::ALL.map(|t| ran.get(&format!("{} {t}", d.name())).map_or(0, |r| r.0)))
+            .sum();
+        assert!(passed > 0, "{}: no case ran on {face}, which ADVECT_REQUIRE asks for", T::NAME);
+    }
+}

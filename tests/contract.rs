@@ -1,0 +1,163 @@
+//! Bad input that every op refuses in the same words, before anything is planned.
+
+use advect::op::{MAX_ELEMENTS, prepare};
+use advect::ops::{Resample, ResampleArgs};
+use advect::{Cpu, Device, Dtype, Error, Memory, Tensor, View};
+
+/// Memory at a made-up place.
+#[derive(Clone, Copy, Debug)]
+struct Fake {
+    space: u64,
+    start: u64,
+    bytes: u64,
+}
+
+impl Memory for Fake {
+    fn byte_len(&self) -> u64 {
+        self.bytes
+    }
+    fn place(&self) -> (u64, u64) {
+        (self.space, self.start)
+    }
+}
+
+const X: Fake = Fake { space: 1, start: 0, bytes: 4 * 32 };
+const OUT: Fake = Fake { space: 2, start: 0, bytes: 4 * 128 };
+
+fn x() -> View<Fake> {
+    View::contiguous(X, Dtype::F32, &[1, 2, 4, 4]).unwrap()
+}
+
+fn out() -> View<Fake> {
+    View::contiguous(OUT, Dtype::F32, &[1, 2, 8, 8]).unwrap()
+}
+
+/// The call is refused with an argument error about `arg` whose text contains `says`.
+#[track_caller]
+fn refused(arg: &str, says: &str, x: View<Fake>, out: View<Fake>) {
+    let error = prepare(&Resample::Up2, &ResampleArgs { x, out }).unwrap_err();
+    let text = error.to_string();
+    assert!(text.starts_with(&format!("resample: `{arg}`: ")), "{text}");
+    assert!(text.contains(says), "`{text}` does not say `{says}`");
+}
+
+#[test]
+fn a_good_call_is_accepted() {
+    prepare(&Resample::Up2, &ResampleArgs { x: x(), out: out() }).unwrap();
+}
+
+#[test]
+fn wrong_rank() {
+    refused(
+        "x",
+        "4 axes [n, c, h, w], got [2, 4, 4]",
+        View::contiguous(X, Dtype::F32, &[2, 4, 4]).unwrap(),
+        out(),
+    );
+}
+
+#[test]
+fn mismatched_sizes() {
+    let out = View::contiguous(OUT, Dtype::F32, &[1, 2, 8, 7]).unwrap();
+    refused("out", "wanted shape [1, 2, 8, 8], got [1, 2, 8, 7]", x(), out);
+}
+
+#[test]
+fn mixed_dtypes() {
+    refused(
+        "out",
+        "wanted f32, the dtype of `x`, got f16",
+        x(),
+        View::contiguous(OUT, Dtype::F16, &[1, 2, 8, 8]).unwrap(),
+    );
+}
+
+#[test]
+fn past_the_end() {
+    refused(
+        "x",
+        "inside the 32 of its memory",
+        View::contiguous(X, Dtype::F32, &[1, 2, 4, 5]).unwrap(),
+        out(),
+    );
+    let shifted = View::strided(X, Dtype::F32, &[1, 2, 4, 4], &[32, 16, 4, 1], 1).unwrap();
+    refused("x", "at offset 1", shifted, out());
+    let far = View::strided(X, Dtype::F32, &[1, 2, 4, 4], &[32, 16, 4, 1], usize::MAX).unwrap();
+    refused("x", "overflows", far, out());
+}
+
+#[test]
+fn stride_overflow() {
+    let wide = View::strided(X, Dtype::F32, &[1, 2, 4, 4], &[1, 1, usize::MAX / 2, 1], 0).unwrap();
+    refused("x", "overflows", wide, out());
+}
+
+#[test]
+fn overlapping_output() {
+    let within = Fake { start: 64, ..X };
+    let out = View::contiguous(Fake { bytes: 4 * 128, ..within }, Dtype::F32, &[1, 2, 8, 8]).unwrap();
+    refused("out", "memory apart from `x`", x(), out);
+}
+
+#[test]
+fn neighbours_do_not_overlap() {
+    let next = Fake { start: 128, bytes: 4 * 128, ..X };
+    let out = View::contiguous(next, Dtype::F32, &[1, 2, 8, 8]).unwrap();
+    prepare(&Resample::Up2, &ResampleArgs { x: x(), out }).unwrap();
+}
+
+#[test]
+fn an_output_that_meets_itself() {
+    for strides in [[128, 64, 8, 0], [128, 64, 4, 1], [128, 8, 8, 1]] {
+        let out = View::strided(OUT, Dtype::F32, &[1, 2, 8, 8], &strides, 0).unwrap();
+        refused("out", "no two elements coincide", x(), out);
+    }
+}
+
+#[test]
+fn misaligned_memory() {
+    let out = View::contiguous(Fake { start: 2, ..OUT }, Dtype::F32, &[1, 2, 8, 8]).unwrap();
+    refused("out", "aligned to the 4 bytes of f32", x(), out);
+}
+
+#[test]
+fn over_the_index_limit() {
+    let huge = Fake { bytes: 1 << 40, ..X };
+    let side = 1 << 16;
+    let x = View::contiguous(huge, Dtype::F32, &[1, 1, side, side]).unwrap();
+    let out =
+        View::contiguous(Fake { bytes: 1 << 40, ..OUT }, Dtype::F32, &[1, 1, 2 * side, 2 * side]).unwrap();
+    let error = prepare(&Resample::Up2, &ResampleArgs { x, out }).unwrap_err();
+    assert!(matches!(error, Error::Limit { op: "resample", arg: "x", limit: MAX_ELEMENTS, .. }), "{error}");
+}
+
+#[test]
+fn too_many_axes() {
+    let error = View::contiguous(X, Dtype::F32, &[1; 7]).unwrap_err();
+    assert_eq!(error.to_string(), "view: `shape`: wanted at most 6 axes, got 7");
+    let error = View::strided(X, Dtype::F32, &[2, 2], &[1], 0).unwrap_err();
+    assert_eq!(error.to_string(), "view: `strides`: wanted 2 strides, one per axis, got 1");
+}
+
+#[test]
+fn outputs_stay_untouched() {
+    let source = [1.0f32; 32];
+    let mut target = [7.0f32; 100];
+    let x = View::of(&source, &[1, 2, 4, 4]).unwrap();
+    let out = View::of_mut(&mut target, &[1, 2, 8, 8]).unwrap();
+    let error = Cpu::new().unwrap().run(&Resample::Up2, ResampleArgs { x, out }).unwrap_err();
+    assert!(matches!(error, Error::Argument { op: "resample", arg: "out", .. }), "{error}");
+    assert_eq!(target, [7.0; 100]);
+}
+
+#[test]
+fn tensors_check_their_sizes() {
+    let device = Device::cpu(1).unwrap();
+    let error = Tensor::from_f32(&device, Dtype::F16, &[2, 3], &[0.0; 5]).unwrap_err();
+    assert_eq!(error.to_string(), "tensor: `values`: wanted 6 values for shape [2, 3], got 5");
+    let error = Tensor::new(&device, Dtype::F32, &[usize::MAX, 2]).unwrap_err();
+    assert!(error.to_string().starts_with("tensor: `shape`"), "{error}");
+    let mut t = Tensor::from_f32(&device, Dtype::Bf16, &[2], &[1.0, -2.5]).unwrap();
+    assert_eq!(t.to_f32(&device).unwrap(), [1.0, -2.5]);
+    assert_eq!(t.view_mut().shape(), [2]);
+}

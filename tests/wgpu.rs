@@ -1,0 +1,159 @@
+//! The wgpu target: a borrowed device and pass, both ways that params travel, limits, wgpu's own rules.
+//! Skipped, with a message, where there is no adapter; `ADVECT_REQUIRE=wgpu` makes that a failure.
+#![cfg(feature = "wgpu")]
+
+use advect::ops::{Resample, ResampleArgs};
+use advect::target::wgpu::{Queue, Wgpu, adapters};
+use advect::verify::{Selection, Status, required, verify};
+use advect::{Device, Dtype, Error, View};
+use wgpu::{BufferUsages, Features, Limits};
+
+/// A device of the first adapter with chosen features and limits.
+fn open(features: Features, change: impl Fn(&mut Limits)) -> Option<(wgpu::Device, wgpu::Queue)> {
+    let Some(adapter) = adapters().into_iter().next() else {
+        assert!(!required().iter().any(|f| f == "wgpu"), "wgpu is required and there is no adapter");
+        println!("skipped: no wgpu adapter");
+        return None;
+    };
+    let features = features & adapter.features();
+    let mut limits = adapter.limits();
+    if !features.contains(Features::IMMEDIATES) {
+        limits.max_immediate_size = 0;
+    }
+    change(&mut limits);
+    let descriptor =
+        wgpu::DeviceDescriptor { required_features: features, required_limits: limits, ..Default::default() };
+    Some(pollster::block_on(adapter.request_device(&descriptor)).unwrap())
+}
+
+fn buffer(device: &wgpu::Device, bytes: u64, usage: BufferUsages) -> wgpu::Buffer {
+    device.create_buffer(&wgpu::BufferDescriptor {
+        label: None,
+        size: bytes,
+        usage,
+        mapped_at_creation: false,
+    })
+}
+
+const USE: BufferUsages = BufferUsages::STORAGE.union(BufferUsages::COPY_SRC).union(BufferUsages::COPY_DST);
+
+#[test]
+fn records_into_a_pass_of_the_host() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let wgpu = Wgpu::from_device(device.clone());
+    let (x, mid, out) = (buffer(&device, 16, USE), buffer(&device, 64, USE), buffer(&device, 256, USE));
+    queue.write_buffer(&x, 0, bytemuck::cast_slice(&[1.0f32, 2.0, 3.0, 4.0]));
+    let mut encoder = device.create_command_encoder(&Default::default());
+    let mut pass = encoder.begin_compute_pass(&Default::default());
+    let up = |x, h, out| ResampleArgs {
+        x: View::contiguous(x, Dtype::F32, &[1, 1, h, h]).unwrap(),
+        out: View::contiguous(out, Dtype::F32, &[1, 1, 2 * h, 2 * h]).unwrap(),
+    };
+    wgpu.within(&mut pass).run(&Resample::Up2, up(&x, 2, &mid)).unwrap();
+    wgpu.within(&mut pass).run(&Resample::Up2, up(&mid, 4, &out)).unwrap();
+    drop(pass);
+    queue.submit([encoder.finish()]);
+    let mut bytes = [0; 256];
+    Queue::new((wgpu, queue)).read(&out, &mut bytes).unwrap();
+    let got: &[f32] = &bytemuck::pod_collect_to_vec(&bytes);
+    for (e, v) in got.iter().enumerate() {
+        assert_eq!(*v, [1.0, 2.0, 3.0, 4.0][e / 8 / 4 * 2 + e % 8 / 4]);
+    }
+}
+
+/// The whole resample list, on a device made with these features and limits.
+fn all_cases_pass(features: Features, change: impl Fn(&mut Limits)) {
+    let Some((device, queue)) = open(features, change) else { return };
+    let device = Device::Wgpu(Queue::new((Wgpu::from_device(device), queue)));
+    let mut ran = 0;
+    verify::<Resample>(&[device], &Selection::default(), &mut |o| {
+        assert_eq!(o.status, Status::Pass, "{} {}", o.case, o.dtype);
+        ran += 1;
+    });
+    assert!(ran > 0);
+}
+
+#[test]
+fn without_any_feature_params_come_by_uniform() {
+    all_cases_pass(Features::empty(), |_| ());
+}
+
+#[test]
+fn with_immediates_alone() {
+    all_cases_pass(Features::IMMEDIATES, |_| ());
+}
+
+#[test]
+fn within_the_smallest_limits_of_webgpu() {
+    all_cases_pass(Features::empty(), |l| {
+        let least = Limits::default();
+        l.max_compute_invocations_per_workgroup = least.max_compute_invocations_per_workgroup;
+        l.max_compute_workgroup_storage_size = least.max_compute_workgroup_storage_size;
+        l.max_storage_buffers_per_shader_stage = least.max_storage_buffers_per_shader_stage;
+    });
+}
+
+/// A call larger than one binding is cut along the batch; one sample larger than that is refused.
+#[test]
+fn large_calls_are_cut_along_the_batch() {
+    let Some((device, queue)) = open(Features::empty(), |l| l.max_storage_buffer_binding_size = 16 << 10)
+    else {
+        return;
+    };
+    let wgpu = Wgpu::from_device(device.clone());
+    let queue = Queue::new((wgpu, queue));
+    // 5 samples of 4 KiB in and 1 KiB out: 20 KiB do not fit 16.
+    let values: Vec<f32> = (0..5 * 1024).map(|i| i as f32).collect();
+    let (x, out) = (buffer(&device, 20 << 10, USE), buffer(&device, 5 << 10, USE));
+    queue.write(&x, bytemuck::cast_slice(&values)).unwrap();
+    let args = ResampleArgs {
+        x: View::contiguous(&x, Dtype::F32, &[5, 1, 32, 32]).unwrap(),
+        out: View::contiguous(&out, Dtype::F32, &[5, 1, 16, 16]).unwrap(),
+    };
+    queue.run(&Resample::Down2, args).unwrap();
+    let mut bytes = vec![0; 5 << 10];
+    queue.read(&out, &mut bytes).unwrap();
+    let got: Vec<f32> = bytemuck::pod_collect_to_vec(&bytes);
+    for (e, v) in got.iter().enumerate() {
+        let (n, i, j) = (e / 256, e / 16 % 16, e % 16);
+        assert_eq!(*v, (n * 1024 + 2 * i * 32 + 2 * j) as f32 + 16.5);
+    }
+    let big = buffer(&device, 64 << 10, USE);
+    let args = ResampleArgs {
+        x: View::contiguous(&x, Dtype::F32, &[1, 1, 64, 64]).unwrap(),
+        out: View::contiguous(&big, Dtype::F32, &[1, 1, 128, 128]).unwrap(),
+    };
+    let error = queue.run(&Resample::Up2, args).unwrap_err();
+    assert!(matches!(error, Error::Limit { op: "resample", arg: "x", limit: 16384, .. }), "{error}");
+}
+
+#[test]
+fn rules_of_wgpu_are_typed_errors() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let queue = Queue::new((Wgpu::from_device(device.clone()), queue));
+    let run = |x: &wgpu::Buffer, out: &wgpu::Buffer, offset| {
+        let strides = [16, 16, 4, 1];
+        queue.run(
+            &Resample::Up2,
+            ResampleArgs {
+                x: View::contiguous(x, Dtype::F32, &[1, 1, 2, 2]).unwrap(),
+                out: View::strided(out, Dtype::F32, &[1, 1, 4, 4], &strides, offset).unwrap(),
+            },
+        )
+    };
+    let good = buffer(&device, 256, USE);
+    let copy_only = buffer(&device, 256, BufferUsages::COPY_DST);
+    let error = run(&copy_only, &good, 0).unwrap_err().to_string();
+    assert!(error.contains("`x`: wanted a buffer with STORAGE usage"), "{error}");
+    let error = run(&good, &good, 32).unwrap_err().to_string();
+    assert!(error.contains("`out`: wanted a buffer other than that of `x`"), "{error}");
+    let odd = buffer(&device, 255, USE);
+    let error = run(&odd, &good, 0).unwrap_err().to_string();
+    assert!(error.contains("multiple of 4 bytes, got 255"), "{error}");
+}
+
+#[test]
+fn a_missing_adapter_says_what_to_do() {
+    let error = Wgpu::new(99).unwrap_err().to_string();
+    assert!(error.contains("adapter 99") && error.contains("install a Vulkan driver"), "{error}");
+}
