@@ -1,0 +1,71 @@
+//! The commands. Each is a module with its arguments and a `run`.
+
+mod device;
+mod devices;
+mod sample;
+mod verify;
+
+use clap::{Parser, Subcommand};
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  advect sample                        draw 80 digits on the best device, into digits.png
+  advect sample --device cpu --labels 3,1,4 --score
+  advect devices                       what is here, and what it can do
+  advect verify --op conv              cross-check every face of one op
+";
+
+/// Fused kernels for attention, convolution and ODE/SDE steps: look at devices, cross-check kernels, time
+/// them, and sample a small model with them.
+#[derive(Parser)]
+#[command(name = "advect", version, after_help = EXAMPLES)]
+struct Cli {
+    #[command(subcommand)]
+    command: Command,
+}
+
+#[derive(Subcommand)]
+enum Command {
+    /// List the devices of this machine and what they can do.
+    Devices,
+    /// Run the cases of every op on the devices here and compare with the f64 definition.
+    Verify(verify::VerifyArgs),
+    /// Draw handwritten digits with the bundled flow-matching model.
+    Sample(sample::SampleArgs),
+}
+
+/// Parses the command line, runs the command, and says what went wrong. Exit status: 0 done, 1 the command
+/// failed, 2 the command line is wrong.
+pub(crate) fn main() -> ExitCode {
+    let result = match Cli::parse().command {
+        Command::Devices => devices::run(),
+        Command::Verify(args) => verify::run(&args),
+        Command::Sample(args) => sample::run(&args),
+    };
+    match result {
+        Ok(status) => status,
+        // Whoever read our output has seen enough (`advect verify | head`).
+        Err(error) if is_broken_pipe(&error) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+fn is_broken_pipe(error: &anyhow::Error) -> bool {
+    let io = error.downcast_ref::<std::io::Error>();
+    io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Cli::command().debug_assert();
+    }
+}
