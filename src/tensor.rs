@@ -153,6 +153,15 @@ impl Device {
         }
     }
 
+    /// Whether it is an adapter that runs shaders on the CPU.
+    pub fn is_software(&self) -> bool {
+        match self {
+            Self::Cpu(_) => false,
+            #[cfg(feature = "wgpu")]
+            Self::Wgpu(queue) => queue.wgpu().device().adapter_info().device_type == wgpu::DeviceType::Cpu,
+        }
+    }
+
     /// The device in words.
     pub fn name(&self) -> String {
         match self {

@@ -1,6 +1,6 @@
 //! The grid has no hole and no orphan, and no kernel that nobody runs.
 
-use advect::op::{Caps, Op, prepare};
+use advect::op::{Caps, prepare};
 use advect::target::presets;
 use advect::verify::{OpVisitor, Verified, each_op};
 use advect::{Dtype, Memory};

@@ -82,9 +82,9 @@ fn a_shifted_row_is_caught() {
     caught("wanted", |p, out| {
         // Nearest neighbour repeats each pixel, so a shift by one moves half of them.
         let row: Vec<Vec<u8>> = (0..10).map(|j| out[at(p, [1, 0, 2, j])].to_vec()).collect();
-        for j in 0..9 {
+        for (j, pixel) in row.iter().take(9).enumerate() {
             let range = at(p, [1, 0, 2, j + 1]);
-            out[range].copy_from_slice(&row[j]);
+            out[range].copy_from_slice(pixel);
         }
     });
 }

@@ -1,3 +1,4 @@
 //! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
 
+mod matmul;
 mod resample;

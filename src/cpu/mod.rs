@@ -1,5 +1,7 @@
 //! The CPU kernels: blocked, threaded, and compiled for each instruction set.
 
+pub(crate) mod activation;
+pub(crate) mod matmul;
 pub(crate) mod resample;
 pub(crate) mod simd;
 pub(crate) mod strided;

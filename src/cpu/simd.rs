@@ -117,6 +117,8 @@ pub(crate) trait Simd: Copy + 'static {
     type V: Copy;
     /// Floats in a register.
     const LANES: usize;
+    /// Registers that a kernel may keep live.
+    const REGISTERS: usize;
 
     unsafe fn splat(x: f32) -> Self::V;
     unsafe fn load(p: *const f32) -> Self::V;
@@ -203,6 +205,20 @@ pub(crate) trait Simd: Copy + 'static {
         }
     }
 
+    /// Transposes `LANES` rows of `LANES` elements: element j of row i goes to `to + j * to_row + i`.
+    /// Columns are written in ascending order, so they may overlap.
+    #[inline(always)]
+    unsafe fn transpose<T: Element>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
+        // SAFETY: the caller's contract, for LANES rows of LANES elements on both sides.
+        unsafe {
+            for j in 0..Self::LANES {
+                for i in 0..Self::LANES {
+                    *to.add(j * to_row + i) = (*from.add(i * from_row + j)).to_f32();
+                }
+            }
+        }
+    }
+
     /// e^a to within 2 ulp for a in -87..=88; 0 below, the largest power above; NaN stays NaN.
     ///
     /// Cody and Waite's reduction to |r| <= ln2/2, then a degree-6 Taylor-minimax polynomial.
@@ -243,6 +259,8 @@ impl Plain {
 impl Simd for Plain {
     type V = [f32; 8];
     const LANES: usize = 8;
+    // Sixteen of 4 lanes, in pairs.
+    const REGISTERS: usize = 8;
 
     #[inline(always)]
     unsafe fn splat(x: f32) -> [f32; 8] {
@@ -340,7 +358,7 @@ impl Simd for Plain {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Simd, bf16, f16};
+    use super::{Element, Simd, bf16, f16};
     use std::arch::x86_64::*;
 
     /// 16 lanes.
@@ -354,6 +372,7 @@ mod x86 {
     impl Simd for Avx512 {
         type V = __m512;
         const LANES: usize = 16;
+        const REGISTERS: usize = 32;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
@@ -458,6 +477,39 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(a) }
         }
         #[inline(always)]
+        unsafe fn transpose<T: Element>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
+            unsafe {
+                // Four rows at a time as 4x4 blocks: r[4q + c] then holds, in its 128-bit lane b, column
+                // 4b + c of rows 4q..4q+4.
+                let mut r = [_mm512_setzero_ps(); 16];
+                for q in 0..4 {
+                    let row = |i: usize| Self::get(from.add((4 * q + i) * from_row));
+                    let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                    let (ab, cd) = (_mm512_unpacklo_ps(a, b), _mm512_unpacklo_ps(c, d));
+                    r[4 * q] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                    r[4 * q + 1] = _mm512_shuffle_ps::<0xee>(ab, cd);
+                    let (ab, cd) = (_mm512_unpackhi_ps(a, b), _mm512_unpackhi_ps(c, d));
+                    r[4 * q + 2] = _mm512_shuffle_ps::<0x44>(ab, cd);
+                    r[4 * q + 3] = _mm512_shuffle_ps::<0xee>(ab, cd);
+                }
+                // Then the 128-bit lanes as a 4x4 block of their own.
+                let mut t = [_mm512_setzero_ps(); 16];
+                for c in 0..4 {
+                    let lo = _mm512_shuffle_f32x4::<0x44>(r[c], r[4 + c]);
+                    let hi = _mm512_shuffle_f32x4::<0xee>(r[c], r[4 + c]);
+                    let lo2 = _mm512_shuffle_f32x4::<0x44>(r[8 + c], r[12 + c]);
+                    let hi2 = _mm512_shuffle_f32x4::<0xee>(r[8 + c], r[12 + c]);
+                    t[c] = _mm512_shuffle_f32x4::<0x88>(lo, lo2);
+                    t[4 + c] = _mm512_shuffle_f32x4::<0xdd>(lo, lo2);
+                    t[8 + c] = _mm512_shuffle_f32x4::<0x88>(hi, hi2);
+                    t[12 + c] = _mm512_shuffle_f32x4::<0xdd>(hi, hi2);
+                }
+                for (j, column) in t.into_iter().enumerate() {
+                    Self::store(to.add(j * to_row), column);
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn maximum(a: __m512) -> f32 {
             unsafe { _mm512_reduce_max_ps(a) }
         }
@@ -477,6 +529,7 @@ mod x86 {
     impl Simd for Avx2 {
         type V = __m256;
         const LANES: usize = 8;
+        const REGISTERS: usize = 16;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m256 {
@@ -579,6 +632,29 @@ mod x86 {
             }
         }
         #[inline(always)]
+        unsafe fn transpose<T: Element>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
+            unsafe {
+                // r[4q + c] holds, in its 128-bit lane b, column 4b + c of rows 4q..4q+4.
+                let mut r = [_mm256_setzero_ps(); 8];
+                for q in 0..2 {
+                    let row = |i: usize| Self::get(from.add((4 * q + i) * from_row));
+                    let (a, b, c, d) = (row(0), row(1), row(2), row(3));
+                    let (ab, cd) = (_mm256_unpacklo_ps(a, b), _mm256_unpacklo_ps(c, d));
+                    r[4 * q] = _mm256_shuffle_ps::<0x44>(ab, cd);
+                    r[4 * q + 1] = _mm256_shuffle_ps::<0xee>(ab, cd);
+                    let (ab, cd) = (_mm256_unpackhi_ps(a, b), _mm256_unpackhi_ps(c, d));
+                    r[4 * q + 2] = _mm256_shuffle_ps::<0x44>(ab, cd);
+                    r[4 * q + 3] = _mm256_shuffle_ps::<0xee>(ab, cd);
+                }
+                for c in 0..4 {
+                    Self::store(to.add(c * to_row), _mm256_permute2f128_ps::<0x20>(r[c], r[4 + c]));
+                }
+                for c in 0..4 {
+                    Self::store(to.add((4 + c) * to_row), _mm256_permute2f128_ps::<0x31>(r[c], r[4 + c]));
+                }
+            }
+        }
+        #[inline(always)]
         unsafe fn sum(a: __m256) -> f32 {
             unsafe {
                 let q = _mm_add_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
@@ -610,6 +686,7 @@ mod arm {
     impl Simd for Neon {
         type V = float32x4_t;
         const LANES: usize = 4;
+        const REGISTERS: usize = 32;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> float32x4_t {
@@ -753,6 +830,36 @@ mod tests {
             isa.run(Exp(&[f32::NAN, f32::NEG_INFINITY, -1e30, 100.0], &mut edge));
             assert!(edge[0].is_nan() && edge[1] < 2e-38 && edge[2] < 2e-38 && edge[3] > 1e38, "{edge:?}");
         }
+    }
+
+    struct Transpose<'a, T>(&'a [T], &'a mut [f32]);
+    impl<T: Element> Kernel for Transpose<'_, T> {
+        type Output = usize;
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> usize {
+            assert!(self.0.len() >= S::LANES * 17 && self.1.len() >= S::LANES * 19);
+            // SAFETY: both sides hold LANES rows of LANES elements at these strides.
+            unsafe { S::transpose(self.0.as_ptr(), 17, self.1.as_mut_ptr(), 19) };
+            S::LANES
+        }
+    }
+
+    fn transposes<T: Element>() {
+        let x: Vec<T> = (0..17 * 16).map(|i| T::from_f32((i % 251) as f32)).collect();
+        for isa in Isa::available() {
+            let mut y = vec![f32::NAN; 19 * 16];
+            let lanes = isa.run(Transpose(&x, &mut y));
+            for (i, j) in (0..lanes * lanes).map(|e| (e / lanes, e % lanes)) {
+                assert_eq!(y[j * 19 + i], x[i * 17 + j].to_f32(), "{} row {i} column {j}", isa.name());
+            }
+        }
+    }
+
+    #[test]
+    fn blocks_transpose() {
+        transposes::<f32>();
+        transposes::<f16>();
+        transposes::<bf16>();
     }
 
     struct Through<'a, T>(&'a [f32], &'a mut [T], &'a mut [f32]);

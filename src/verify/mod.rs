@@ -3,13 +3,17 @@
 
 pub mod case;
 pub mod judge;
+pub mod probe;
 pub mod run;
+pub mod timing;
 
 pub use case::{Case, Fill, Layout, Verified, view};
 pub use judge::{Prepared, Verdict};
+pub use probe::{Ceilings, ceilings};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
+pub use timing::{Timing, time};
 
-use crate::ops::Resample;
+use crate::ops::{Matmul, Resample};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
@@ -19,5 +23,6 @@ pub trait OpVisitor {
 
 /// Shows every op to `visitor`, in the order of tables.
 pub fn each_op(visitor: &mut impl OpVisitor) {
+    visitor.visit::<Matmul>();
     visitor.visit::<Resample>();
 }
