@@ -1,7 +1,7 @@
 //! `--device`: which device a command runs on.
 
-use advect::{Device, Error};
-use anyhow::{Context, Result, bail};
+use advect::Device;
+use anyhow::{Result, bail};
 use std::str::FromStr;
 
 /// A device as named on the command line.
@@ -21,7 +21,8 @@ impl FromStr for Choice {
     type Err = String;
     fn from_str(s: &str) -> Result<Self, String> {
         let (kind, index) = s.split_once(':').map_or((s, None), |(kind, index)| (kind, Some(index)));
-        let number = || index.unwrap_or("0").parse().map_err(|_| format!("`{s}`: a number follows the colon"));
+        let number =
+            || index.unwrap_or("0").parse().map_err(|_| format!("`{s}`: a number follows the colon"));
         match kind {
             "auto" if index.is_none() => Ok(Self::Auto),
             "cpu" if index.is_none() => Ok(Self::Cpu),

@@ -2,10 +2,11 @@
 
 mod device;
 mod devices;
-mod sample;
 mod verify;
 
 use clap::{Parser, Subcommand};
+use comfy_table::{CellAlignment, Table, presets};
+use std::ops::Range;
 use std::process::ExitCode;
 
 const EXAMPLES: &str = "\
@@ -31,8 +32,6 @@ enum Command {
     Devices,
     /// Run the cases of every op on the devices here and compare with the f64 definition.
     Verify(verify::VerifyArgs),
-    /// Draw handwritten digits with the bundled flow-matching model.
-    Sample(sample::SampleArgs),
 }
 
 /// Parses the command line, runs the command, and says what went wrong. Exit status: 0 done, 1 the command
@@ -41,7 +40,6 @@ pub(crate) fn main() -> ExitCode {
     let result = match Cli::parse().command {
         Command::Devices => devices::run(),
         Command::Verify(args) => verify::run(&args),
-        Command::Sample(args) => sample::run(&args),
     };
     match result {
         Ok(status) => status,
@@ -57,6 +55,17 @@ pub(crate) fn main() -> ExitCode {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
+}
+
+/// A table of plain text whose columns `numbers` are aligned to the right.
+fn table<const N: usize>(header: [&str; N], numbers: Range<usize>) -> Table {
+    let mut table = Table::new();
+    table.load_style(presets::NOTHING);
+    table.set_header(header);
+    for column in table.column_iter_mut().skip(numbers.start).take(numbers.len()) {
+        column.set_cell_alignment(CellAlignment::Right);
+    }
+    table
 }
 
 #[cfg(test)]

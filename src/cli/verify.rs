@@ -4,7 +4,6 @@ use super::device::Choice;
 use advect::verify::{self, OpVisitor, Outcome, Selection, Status, Verified, each_op};
 use advect::{Device, Dtype};
 use anyhow::{Context, Result, bail};
-use comfy_table::{CellAlignment, Table, presets};
 use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{BufWriter, Write};
@@ -153,12 +152,8 @@ impl Session<'_> {
         if self.rows.is_empty() {
             bail!("no case has `{}` in its name", self.args.case.as_deref().unwrap_or_default());
         }
-        let mut table = Table::new();
-        table.load_preset(presets::NOTHING);
-        table.set_header(["op", "device", "dtype", "pass", "fail", "skip", "worst", "worst case"]);
-        for column in table.column_iter_mut().skip(3).take(4) {
-            column.set_cell_alignment(CellAlignment::Right);
-        }
+        let header = ["op", "device", "dtype", "pass", "fail", "skip", "worst", "worst case"];
+        let mut table = super::table(header, 3..7);
         for (&(op, device, dtype), row) in &self.rows {
             table.add_row([
                 self.names[op].to_owned(),
