@@ -1,6 +1,6 @@
 //! The samples as one picture: a grid, scaled up, on grey lines.
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use image::{GrayImage, Luma};
 use std::path::Path;
 
@@ -28,11 +28,17 @@ pub(crate) fn grid(images: &[f32], size: usize, columns: usize) -> GrayImage {
     })
 }
 
-/// Writes it as PNG, whole or not at all.
-pub(crate) fn save(picture: &GrayImage, path: &Path) -> Result<()> {
+/// Says now that `path` cannot be written, as far as that can be known before there is something to write.
+pub(crate) fn writable(path: &Path) -> Result<()> {
     let folder = path.parent().filter(|p| !p.as_os_str().is_empty()).unwrap_or(Path::new("."));
+    ensure!(folder.is_dir(), "cannot write {}: there is no folder {}", path.display(), folder.display());
+    ensure!(!path.is_dir(), "cannot write {}: it is a folder; give --out a file name", path.display());
+    Ok(())
+}
+
+/// Writes it as PNG.
+pub(crate) fn save(picture: &GrayImage, path: &Path) -> Result<()> {
     let what = || format!("cannot write {}", path.display());
-    anyhow::ensure!(folder.is_dir(), "{}: the folder {} is not there", what(), folder.display());
     let mut bytes = std::io::Cursor::new(Vec::new());
     picture.write_to(&mut bytes, image::ImageFormat::Png).with_context(what)?;
     std::fs::write(path, bytes.into_inner()).with_context(what)
