@@ -85,7 +85,9 @@ __device__ __forceinline__ void finish(const bias_t* bias, const residual_t* res
     v0 = activate<ACT>(v0);
     v1 = activate<ACT>(v1);
     out_t* to = out + i * p.out_i + j * p.out_j;
+#if HAS_RESIDUAL
     const residual_t* from = residual + i * p.residual_i + j * p.residual_j;
+#endif
 #if PAIRS
     if (both) {
 #if HAS_RESIDUAL

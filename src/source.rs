@@ -15,6 +15,7 @@ const INCLUDES: &[(&str, &str)] = &[
     ("common/element.cuh", include_str!("../kernels/common/element.cuh")),
     ("common/reduce.cuh", include_str!("../kernels/common/reduce.cuh")),
     ("common/activation.cuh", include_str!("../kernels/common/activation.cuh")),
+    ("common/span.cuh", include_str!("../kernels/common/span.cuh")),
     ("common/mma.cuh", include_str!("../kernels/common/mma.cuh")),
     ("common/activation.wgsl", include_str!("../shaders/common/activation.wgsl")),
 ];
@@ -222,6 +223,14 @@ fn accessors(s: &mut String, slot: &Slot, binding: usize, native_f16: bool) {
             _ => {}
         }
         let _ = writeln!(s, "fn store_{name}(i: u32, v: f32) {{ {store} }}");
+        let both = match packed {
+            // A whole word, when the caller knows that the first element starts one.
+            true => format!(
+                "atomicStore(&{name}_buf[(p.{name}_start + i) >> 1u], {name}_bits(a) | ({name}_bits(b) << 16u));"
+            ),
+            false => format!("store_{name}(i, a); store_{name}(i + 1u, b);"),
+        };
+        let _ = writeln!(s, "fn store2_{name}(i: u32, a: f32, b: f32) {{ {both} }}");
     } else {
         let load = match (packed, dtype) {
             (false, Dtype::F32) => format!("return {name}_buf[p.{name}_start + i];"),

@@ -9,8 +9,8 @@ __device__ __forceinline__ float silu(float z) { return z / (1.0f + __expf(-z));
 // z * Phi(z), the exact form with the error function (Hendrycks and Gimpel 2016, arXiv:1606.08415).
 __device__ __forceinline__ float gelu(float z) { return 0.5f * z * (1.0f + erff(z * 0.70710678f)); }
 
-template <int ACT> __device__ __forceinline__ float activate(float z) {
-    if (ACT == ACT_SILU) return silu(z);
-    if (ACT == ACT_GELU) return gelu(z);
+template <int KIND> __device__ __forceinline__ float activate(float z) {
+    if (KIND == ACT_SILU) return silu(z);
+    if (KIND == ACT_GELU) return gelu(z);
     return z;
 }

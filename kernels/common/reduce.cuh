@@ -12,15 +12,15 @@ __device__ __forceinline__ float warp_max(float x) {
     return x;
 }
 
-// The sum over a block of THREADS threads, given to every thread. `scratch` holds THREADS / 32 floats.
-template <int THREADS> __device__ __forceinline__ float block_sum(float x, float* scratch) {
+// The sum over a block of N threads, given to every thread. `scratch` holds N / 32 floats.
+template <int N> __device__ __forceinline__ float block_sum(float x, float* scratch) {
     x = warp_sum(x);
-    if (THREADS == 32) return x;
+    if (N == 32) return x;
     if (threadIdx.x % 32 == 0) scratch[threadIdx.x / 32] = x;
     __syncthreads();  // scratch is complete before anyone reads it
     float total = 0.0f;
 #pragma unroll
-    for (int w = 0; w < THREADS / 32; ++w) total += scratch[w];
+    for (int w = 0; w < N / 32; ++w) total += scratch[w];
     __syncthreads();  // everyone has read before the next reduction overwrites scratch
     return total;
 }

@@ -1,9 +1,13 @@
 //! The ops: options, operands, validation, planning. No arithmetic.
 
 mod activation;
+pub mod attention;
 pub mod matmul;
+pub mod norm;
 pub mod resample;
 
 pub use activation::Activation;
+pub use attention::{Attention, AttentionArgs};
 pub use matmul::{Matmul, MatmulArgs};
+pub use norm::{Norm, NormArgs, NormKind};
 pub use resample::{Resample, ResampleArgs};

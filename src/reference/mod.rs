@@ -9,6 +9,8 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
+pub mod norm;
+pub mod attention;
 pub mod matmul;
 pub mod resample;
 

@@ -1,0 +1,208 @@
+//! Cases of attention: token counts around every tile size, heads of all kinds, the strides of packed
+//! projections and of images, scores that overflow a careless softmax.
+
+use crate::dtype::Dtype;
+use crate::ops::{Attention, AttentionArgs};
+use crate::reference::{self, Dense, Expected};
+use crate::verify::{Case, Fill, Layout, Verified, view};
+use crate::view::View;
+use rand::RngExt;
+use rand_chacha::ChaCha8Rng;
+
+/// Batch, heads, queries, keys, elements of a head.
+type Sizes = [usize; 5];
+
+/// How the operands lie.
+#[derive(Debug, Clone, Copy, PartialEq)]
+enum Lay {
+    /// Row-major `[b, h, n, d]`.
+    Heads,
+    /// Row-major `[b, n, h, d]`: channels-last images, projections of their own.
+    Tokens,
+    /// Row-major `[b, h, d, n]`: the channels of an NCHW image.
+    Channels,
+    /// Q, K and V of one projection `[b, n, 3, h, d]`, the result `[b, n, h, d]`.
+    Packed,
+    /// Q, K and V of the channels of one image `[b, 3, h, d, n]`, the result `[b, h, d, n]`.
+    PackedChannels,
+    /// Unused elements between the rows of every axis.
+    Gaps,
+    /// Each operand in another order, with gaps: no axis has stride 1.
+    Mixed,
+    /// One K and V for all heads.
+    SharedKeys,
+}
+
+impl Lay {
+    const ALL: [(&'static str, Self); 8] = [
+        ("heads", Self::Heads),
+        ("tokens", Self::Tokens),
+        ("channels", Self::Channels),
+        ("packed", Self::Packed),
+        ("packed-channels", Self::PackedChannels),
+        ("gaps", Self::Gaps),
+        ("mixed", Self::Mixed),
+        ("shared-keys", Self::SharedKeys),
+    ];
+
+    /// One operand: 0, 1, 2 for Q, K, V and 3 for the result.
+    fn view<M>(self, operand: usize, dtype: Dtype, shape: [usize; 4], memory: M) -> View<M> {
+        let [_, h, n, d] = shape;
+        let (strides, offset) = match self {
+            Self::Packed if operand < 3 => ([n * 3 * h * d, d, 3 * h * d, 1], operand * h * d),
+            Self::PackedChannels if operand < 3 => ([3 * h * d * n, d * n, 1, n], operand * h * d * n),
+            Self::Mixed => {
+                let mut strides = [0; 4];
+                let mut next = 2;
+                for axis in [[3, 2, 1, 0], [2, 1, 0, 3], [3, 0, 1, 2], [2, 3, 0, 1]][operand] {
+                    strides[axis] = next;
+                    next = next * shape[axis].max(1) + 1;
+                }
+                (strides, 1)
+            }
+            _ => {
+                let layout = match self {
+                    Self::Tokens | Self::Packed => Layout::Order(vec![0, 2, 1, 3]),
+                    Self::Channels | Self::PackedChannels => Layout::Order(vec![0, 1, 3, 2]),
+                    Self::Gaps => Layout::Gaps(vec![0, 2, 1, 3]),
+                    Self::SharedKeys if operand == 1 || operand == 2 => Layout::Broadcast(vec![1]),
+                    _ => Layout::Contiguous,
+                };
+                return view(dtype, &shape, &layout, memory);
+            }
+        };
+        View::strided(memory, dtype, &shape, &strides, offset).expect("four sizes, four strides")
+    }
+}
+
+/// What fills Q, K and V.
+type Fills = [Fill; 3];
+
+fn normal() -> Fills {
+    [Fill::Normal(1.0), Fill::Normal(1.0), Fill::Normal(1.0)]
+}
+
+fn case(
+    op: Attention,
+    dtype: Dtype,
+    sizes: Sizes,
+    lay: (&str, Lay),
+    name: &str,
+    fills: Fills,
+) -> Case<Attention> {
+    let [b, h, nq, nk, d] = sizes;
+    let [q, k, v] = fills;
+    let (layout, lay) = lay;
+    Case {
+        name: format!("b={b} h={h} nq={nq} nk={nk} d={d} layout={layout} values={name}"),
+        op,
+        args: AttentionArgs {
+            q: lay.view(0, dtype, [b, h, nq, d], q),
+            k: lay.view(1, dtype, [b, h, nk, d], k),
+            v: lay.view(2, dtype, [b, h, nk, d], v),
+            out: lay.view(3, dtype, [b, h, nq, d], ()),
+        },
+    }
+}
+
+/// Values whose scores go where a softmax is hurt. `d` is the size of a head.
+fn extremes(dtype: Dtype, nk: usize, d: usize) -> Vec<(&'static str, Attention, Fills)> {
+    let op = Attention::new(d);
+    let exact = Attention { softmax_scale: 1.0 };
+    // One key in five is longer than the others: as Q is positive, it takes nearly all the weight.
+    let spiked = (0..nk * d).map(|e| if e / d % 5 == 3 { 8.0 } else { 0.25 }).collect();
+    let rising = (0..nk * d).map(|e| (e / d) as f32 * 0.125).collect();
+    let falling = (0..nk * d).map(|e| (nk - e / d) as f32 * 0.125).collect();
+    // Halves, so that every score is exact and only the exponentials can go wrong.
+    let halves = |n: i32| Fill::Values((-n..=n).map(|x| x as f32 * 0.5).collect());
+    // Near the top of the dtype, but where a sum over all keys still fits f32.
+    let large = Fill::Constant((0.25 * dtype.largest().min(1e36)) as f32);
+    vec![
+        ("equal", op, [Fill::Constant(0.5), Fill::Constant(-1.5), Fill::Normal(1.0)]),
+        ("all-equal", op, [Fill::Constant(1.0), Fill::Constant(1.0), Fill::Constant(-3.25)]),
+        ("dominated", op, [Fill::Constant(4.0), Fill::Values(spiked), Fill::Normal(1.0)]),
+        ("rising", op, [Fill::Constant(2.0), Fill::Values(rising), Fill::Normal(1.0)]),
+        ("falling", op, [Fill::Constant(2.0), Fill::Values(falling), Fill::Normal(1.0)]),
+        // Scores of some 1e4 either way: e to that power is past every float.
+        ("ten-thousands", exact, [halves(31), halves(40), Fill::Uniform(-1.0, 1.0)]),
+        ("minus-ten-thousand", exact, [Fill::Constant(16.0), Fill::Constant(-20.0), Fill::Normal(1.0)]),
+        ("large-v", op, [Fill::Normal(1.0), Fill::Normal(1.0), large]),
+        ("tiny", op, [Fill::Normal(1e-3), Fill::Normal(1e-3), Fill::Normal(1e-3)]),
+        ("scale-negative", Attention { softmax_scale: -0.75 }, normal()),
+        ("scale-zero", Attention { softmax_scale: 0.0 }, normal()),
+    ]
+}
+
+impl Verified for Attention {
+    fn cases(dtype: Dtype) -> Vec<Case<Self>> {
+        let mut all = Vec::new();
+        let mut add = |sizes: Sizes, lay| {
+            all.push(case(Self::new(sizes[4]), dtype, sizes, lay, "normal", normal()));
+        };
+        let heads = Lay::ALL[0];
+        // Token counts on both sides of the tiles of 16, 32, 48 and 64.
+        for [nq, nk] in [
+            [1, 1],
+            [1, 7],
+            [7, 1],
+            [17, 33],
+            [49, 49],
+            [63, 64],
+            [64, 63],
+            [64, 64],
+            [65, 65],
+            [65, 1],
+            [1, 130],
+            [130, 7],
+            [130, 65],
+            [12, 300],
+        ] {
+            add([1, 1, nq, nk, 32], heads);
+        }
+        // Every kind of head: odd, not a multiple of 8, of 16, of 32; the largest.
+        for d in [1, 2, 7, 8, 16, 24, 40, 64, 72, 80, 96, 128, 160, 200, 256] {
+            add([1, 2, 19, 35, d], heads);
+        }
+        for lay in Lay::ALL {
+            add([2, 3, 21, 37, 32], lay);
+            add([2, 2, 18, 17, 7], lay);
+            add([1, 2, 33, 66, 40], lay);
+        }
+        // The demonstration model: 14 x 14 and 7 x 7 pixels.
+        for lay in [Lay::ALL[3], Lay::ALL[4]] {
+            add([1, 1, 196, 196, 32], lay);
+            add([2, 3, 49, 49, 32], lay);
+        }
+        // Nothing: no batch, no heads, no queries, no keys (the result is 0), empty heads.
+        for sizes in [[0, 2, 5, 5, 8], [1, 0, 5, 5, 8], [1, 2, 0, 5, 8], [2, 2, 5, 0, 8], [1, 1, 3, 3, 0]] {
+            add(sizes, heads);
+        }
+        add([1, 2, 66, 0, 40], Lay::ALL[4]);
+        for (name, op, fills) in extremes(dtype, 70, 32) {
+            all.push(case(op, dtype, [1, 1, 20, 70, 32], heads, name, fills));
+        }
+        for (name, op, fills) in extremes(dtype, 33, 7) {
+            all.push(case(op, dtype, [1, 2, 5, 33, 7], Lay::ALL[2], name, fills));
+        }
+        all
+    }
+
+    fn random(rng: &mut ChaCha8Rng, dtype: Dtype) -> Case<Self> {
+        let sizes = [
+            rng.random_range(0..3),
+            rng.random_range(1..4),
+            rng.random_range(0..70),
+            rng.random_range(0..140),
+            if rng.random() { 8 * rng.random_range(1..10) } else { rng.random_range(1..90) },
+        ];
+        let lay = Lay::ALL[rng.random_range(0..Lay::ALL.len())];
+        let deviation = if rng.random() { 1.0 } else { 4.0 };
+        let fills = [Fill::Normal(deviation), Fill::Normal(deviation), Fill::Uniform(-2.0, 2.0)];
+        let name = if deviation == 1.0 { "normal" } else { "wide" };
+        case(Self::new(sizes[4]), dtype, sizes, lay, name, fills)
+    }
+
+    fn reference(&self, args: &AttentionArgs<Dense, ()>) -> Vec<Expected> {
+        vec![reference::attention::attention(self, args)]
+    }
+}

@@ -1,0 +1,580 @@
+//! Attention on the CPU: flash attention with the queries along the lanes of a vector.
+//!
+//! Scores are kept transposed, `S[key][query]`, so that maximum, exponential and sum over the keys are
+//! plain vector operations on whole rows, and both products have one form: a row of outputs is a sum of
+//! rows of vectors, each times a scalar.
+//!
+//! ```text
+//! S[key][queries] = sum over e   of K[key][e] * Q[e][queries]       K, V as scalars, in the order in
+//! O[e][queries]   = sum over key of V[key][e] * P[key][queries]     which memory has them
+//! ```
+//!
+//! Work is cut into tasks of one head and up to [`QUERIES`] queries. A task copies its Q, scaled and
+//! transposed, into blocks of up to [`WIDTH`] vectors, then takes K and V a tile of [`KEYS`] keys at a time
+//! (converted to f32, in rows along whichever axis is dense) through all its blocks: scores, running
+//! maximum, exponentials, O rescaled and added to. With one tile nothing is ever rescaled.
+
+use super::simd::{Kernel, Simd};
+use super::strided::{In, Out, by_dtype};
+use crate::dtype::Element;
+use crate::ops::attention::{AttentionArgs, AttentionParams};
+use crate::target::cpu::Cpu;
+use std::ops::Range;
+
+/// Queries of a task: enough that copying a tile of keys costs little, few enough for a cache.
+const QUERIES: usize = 240;
+/// Keys of a tile.
+const KEYS: usize = 128;
+/// Vectors of queries in a block: with 8 rows of accumulators they fill 24 of 32 registers.
+const WIDTH: usize = 3;
+
+pub(crate) fn run(p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    by_dtype!(args.out.dtype(), typed(p, args, cpu));
+}
+
+fn typed<T: Element>(p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    let AttentionArgs { q, k, v, mut out } = args;
+    let (pairs, nq, d) = (p.pairs as usize, p.nq as usize, p.d as usize);
+    if pairs * nq * d == 0 {
+        return;
+    }
+    let parts = nq.div_ceil(QUERIES);
+    let call = Call {
+        q: In::<T>::new(&q),
+        k: In::<T>::new(&k),
+        v: In::<T>::new(&v),
+        out: Out::<T>::new(&mut out),
+        p: *p,
+        // A multiple of every vector's length.
+        part: nq.div_ceil(parts).next_multiple_of(16),
+    };
+    let tasks = pairs * nq.div_ceil(call.part);
+    // Several tasks a share where there are many, so that they use one scratch.
+    let shares = tasks.min(8 * cpu.threads());
+    cpu.each(shares, |s| {
+        let tasks = s * tasks / shares..(s + 1) * tasks / shares;
+        cpu.isa().run(Share { call: &call, tasks });
+    });
+}
+
+/// One call of the op.
+struct Call<'a, T> {
+    q: In<'a, T>,
+    k: In<'a, T>,
+    v: In<'a, T>,
+    out: Out<'a, T>,
+    p: AttentionParams,
+    /// Queries of a task.
+    part: usize,
+}
+
+/// Some tasks, run one after the other.
+struct Share<'a, 'b, T> {
+    call: &'a Call<'b, T>,
+    tasks: Range<usize>,
+}
+
+impl<T: Element> Kernel for Share<'_, '_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let Self { call, tasks } = self;
+        let p = &call.p;
+        let parts = (p.nq as usize).div_ceil(call.part);
+        let mut scratch = Scratch::new(call.part.min(p.nq as usize).next_multiple_of(S::LANES), p);
+        for task in tasks {
+            let (pair, part) = (task / parts, task % parts);
+            let (b, h) = (pair / p.heads as usize, pair % p.heads as usize);
+            let first = part * call.part;
+            let queries = first..(first + call.part).min(p.nq as usize);
+            // SAFETY: batch entry, head and queries are inside the call's views, each task has queries of
+            // its own, and the caller has the instructions of S.
+            unsafe { head::<S, T>(call, b, h, queries, &mut scratch) }
+        }
+    }
+}
+
+/// Memory of one share: everything a task needs between its inputs and its outputs.
+struct Scratch {
+    /// Scaled Q, `[block][element][query]`.
+    q: Vec<f32>,
+    /// The result so far, `[block][element][query]`, to be divided by `sum`.
+    o: Vec<f32>,
+    /// A tile of K and one of V.
+    k: Vec<f32>,
+    v: Vec<f32>,
+    /// Scores, then their exponentials, `[key][query]`.
+    scores: Vec<f32>,
+    /// The largest score of each query so far, and the sum of exponentials.
+    max: Vec<f32>,
+    sum: Vec<f32>,
+    /// Queries in rows, on their way between [`Self::q`] or [`Self::o`] and memory.
+    rows: Vec<f32>,
+}
+
+impl Scratch {
+    fn new(queries: usize, p: &AttentionParams) -> Self {
+        let (d, keys) = (p.d as usize, KEYS.min(p.nk as usize));
+        let tile = (pitch(d) * keys).max(pitch(keys) * d);
+        let floats = |n| vec![0.0; n];
+        Self {
+            q: floats(queries * d),
+            o: floats(queries * d),
+            k: floats(tile),
+            v: floats(tile),
+            scores: floats(keys * WIDTH * 16),
+            max: floats(queries),
+            sum: floats(queries),
+            rows: floats(16 * pitch(d)),
+        }
+    }
+}
+
+/// The distance of rows of `n` floats: an odd number of cache lines, so that no few sets of the cache
+/// get all rows.
+fn pitch(n: usize) -> usize {
+    (n.div_ceil(16) | 1) * 16
+}
+
+/// Some queries of one head.
+///
+/// # Safety
+/// Batch entry, head and queries are inside the views, no other thread has these queries, and the CPU
+/// has the instructions of `S`.
+#[inline(always)]
+unsafe fn head<S: Simd, T: Element>(
+    call: &Call<T>,
+    b: usize,
+    h: usize,
+    queries: Range<usize>,
+    s: &mut Scratch,
+) {
+    let p = &call.p;
+    let (d, keys) = (p.d as usize, p.nk as usize);
+    let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
+    // The queries as vectors, cut into blocks of nearly equal width.
+    let vectors = queries.len().div_ceil(S::LANES);
+    let blocks = vectors.div_ceil(WIDTH);
+    let block = |i: usize| i * vectors / blocks..(i + 1) * vectors / blocks;
+    let live = |v: &Range<usize>| (v.len() * S::LANES).min(queries.len() - v.start * S::LANES);
+    // SAFETY: each block lies inside the scratch, which holds `vectors` vectors of queries; the rest is
+    // this function's contract.
+    unsafe {
+        for i in 0..blocks {
+            let v = block(i);
+            let from = call.q.at(start(p.q_b, p.q_h) + (queries.start + v.start * S::LANES) * p.q_n as usize);
+            let to = s.q.as_mut_ptr().add(v.start * S::LANES * d);
+            let lay = Lay { n: p.q_n as usize, e: p.q_d as usize, d };
+            gather::<S, T>(from, lay, live(&v), to, v.len() * S::LANES, p.scale_log2e, &mut s.rows);
+        }
+        for first in (0..keys).step_by(KEYS) {
+            let count = KEYS.min(keys - first);
+            let k = call.k.at(start(p.k_b, p.k_h) + first * p.k_n as usize);
+            let k = copy::<S, T>(k, Lay { n: p.k_n as usize, e: p.k_d as usize, d }, count, &mut s.k);
+            let v = call.v.at(start(p.v_b, p.v_h) + first * p.v_n as usize);
+            let v = copy::<S, T>(v, Lay { n: p.v_n as usize, e: p.v_d as usize, d }, count, &mut s.v);
+            for i in 0..blocks {
+                let range = block(i);
+                let at = range.start * S::LANES;
+                let state = Block {
+                    q: s.q.as_ptr().add(at * d),
+                    o: s.o.as_mut_ptr().add(at * d),
+                    max: s.max.as_mut_ptr().add(at),
+                    sum: s.sum.as_mut_ptr().add(at),
+                    scores: s.scores.as_mut_ptr(),
+                    d,
+                };
+                match range.len() {
+                    3 => state.tile::<S, 3>(k, v, count, first == 0),
+                    2 => state.tile::<S, 2>(k, v, count, first == 0),
+                    _ => state.tile::<S, 1>(k, v, count, first == 0),
+                }
+            }
+        }
+        for i in 0..blocks {
+            let v = block(i);
+            let at = v.start * S::LANES;
+            let to = call.out.at(start(p.out_b, p.out_h) + (queries.start + at) * p.out_n as usize);
+            let lay = Lay { n: p.out_n as usize, e: p.out_d as usize, d };
+            // Without keys nothing was ever added.
+            let sum = if keys == 0 { None } else { Some(s.sum.as_ptr().add(at)) };
+            scatter::<S, T>(
+                s.o.as_ptr().add(at * d),
+                sum,
+                v.len() * S::LANES,
+                to,
+                lay,
+                live(&v),
+                &mut s.rows,
+            );
+        }
+    }
+}
+
+/// How the tokens of a head lie.
+#[derive(Clone, Copy)]
+struct Lay {
+    /// Stride along tokens.
+    n: usize,
+    /// Stride along elements.
+    e: usize,
+    /// Elements.
+    d: usize,
+}
+
+/// A tile of K or V in f32: element (key, e) is at `key * n + e * e_stride`.
+#[derive(Clone, Copy)]
+struct Tile {
+    from: *const f32,
+    n: usize,
+    e: usize,
+}
+
+/// Copies `count` tokens, in rows along the axis that is dense in memory.
+///
+/// # Safety
+/// The tokens are inside the view, and `to` holds `pitch(d) * count` and `pitch(count) * d` floats.
+#[inline(always)]
+unsafe fn copy<S: Simd, T: Element>(from: *const T, lay: Lay, count: usize, to: &mut [f32]) -> Tile {
+    let Lay { n, e, d } = lay;
+    let to = to.as_mut_ptr();
+    let across = n == 1 && e != 1;
+    let (rows, columns, row, column) = if across { (d, count, e, n) } else { (count, d, n, e) };
+    let pitch = pitch(columns);
+    for r in 0..rows {
+        // SAFETY: row r of `columns` elements is inside the view and inside `to`, by the contract.
+        unsafe { line::<S, T>(from.add(r * row), column, columns, 1.0, to.add(r * pitch)) }
+    }
+    if across { Tile { from: to, n: 1, e: pitch } } else { Tile { from: to, n: pitch, e: 1 } }
+}
+
+/// Converts `count` elements `stride` apart to neighbouring floats, times `scale`.
+///
+/// # Safety
+/// Both sides hold them, and the CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn line<S: Simd, T: Element>(from: *const T, stride: usize, count: usize, scale: f32, to: *mut f32) {
+    // SAFETY: by the contract; whole vectors are read and written only where they fit.
+    unsafe {
+        if stride != 1 {
+            for i in 0..count {
+                *to.add(i) = (*from.add(i * stride)).to_f32() * scale;
+            }
+            return;
+        }
+        let factor = S::splat(scale);
+        let whole = count - count % S::LANES;
+        for i in (0..whole).step_by(S::LANES) {
+            S::store(to.add(i), S::mul(S::get(from.add(i)), factor));
+        }
+        if whole < count {
+            let rest = S::get_n(from.add(whole), count - whole);
+            S::store_n(to.add(whole), S::mul(rest, factor), count - whole);
+        }
+    }
+}
+
+/// Copies `count` queries, scaled and transposed: `to[e][query]` in rows of `width`, zeros past `count`.
+///
+/// # Safety
+/// The queries are inside the view, `to` holds `d * width` floats, `width` is a multiple of the lanes.
+#[inline(always)]
+unsafe fn gather<S: Simd, T: Element>(
+    from: *const T,
+    lay: Lay,
+    count: usize,
+    to: *mut f32,
+    width: usize,
+    scale: f32,
+    rows: &mut [f32],
+) {
+    let Lay { n, e, d } = lay;
+    // SAFETY: by the contract; `rows` holds 16 rows of `pitch(d)`, and no vector has more lanes.
+    unsafe {
+        if n == 1 && e != 1 {
+            for i in 0..d {
+                line::<S, T>(from.add(i * e), 1, count, scale, to.add(i * width));
+                for query in count..width {
+                    *to.add(i * width + query) = 0.0;
+                }
+            }
+            return;
+        }
+        let (rows, pitch) = (rows.as_mut_ptr(), pitch(d));
+        for first in (0..width).step_by(S::LANES) {
+            for lane in 0..S::LANES {
+                let row = rows.add(lane * pitch);
+                if first + lane < count {
+                    line::<S, T>(from.add((first + lane) * n), e, d, scale, row);
+                } else {
+                    row.write_bytes(0, d);
+                }
+            }
+            for i in 0..d {
+                for lane in 0..S::LANES {
+                    *to.add(i * width + first + lane) = *rows.add(lane * pitch + i);
+                }
+            }
+        }
+    }
+}
+
+/// Divides by the sums (0 without them) and writes `count` queries: the reverse of [`gather`].
+///
+/// # Safety
+/// As for [`gather`]; no other thread touches these queries.
+#[inline(always)]
+unsafe fn scatter<S: Simd, T: Element>(
+    from: *const f32,
+    sum: Option<*const f32>,
+    width: usize,
+    to: *mut T,
+    lay: Lay,
+    count: usize,
+    rows: &mut [f32],
+) {
+    let Lay { n, e, d } = lay;
+    // SAFETY: by the contract; `rows` holds 16 rows of `pitch(d)`, and no vector has more lanes.
+    unsafe {
+        let (rows, pitch) = (rows.as_mut_ptr(), pitch(d));
+        for first in (0..count).step_by(S::LANES) {
+            let live = S::LANES.min(count - first);
+            let factor = match sum {
+                Some(sum) => S::div(S::splat(1.0), S::load(sum.add(first))),
+                None => S::splat(0.0),
+            };
+            if n == 1 && e != 1 {
+                for i in 0..d {
+                    let x = S::mul(S::load(from.add(i * width + first)), factor);
+                    S::put_n(to.add(i * e + first), x, live);
+                }
+                continue;
+            }
+            let mut lanes = [0.0; 16];
+            S::store(lanes.as_mut_ptr(), factor);
+            for i in 0..d {
+                for (lane, factor) in lanes.iter().enumerate().take(live) {
+                    *rows.add(lane * pitch + i) = *from.add(i * width + first + lane) * factor;
+                }
+            }
+            for lane in 0..live {
+                let (row, to) = (rows.add(lane * pitch), to.add((first + lane) * n));
+                if e != 1 {
+                    for i in 0..d {
+                        *to.add(i * e) = T::from_f32(*row.add(i));
+                    }
+                    continue;
+                }
+                let whole = d - d % S::LANES;
+                for i in (0..whole).step_by(S::LANES) {
+                    S::put(to.add(i), S::load(row.add(i)));
+                }
+                if whole < d {
+                    S::put_n(to.add(whole), S::load_n(row.add(whole), d - whole), d - whole);
+                }
+            }
+        }
+    }
+}
+
+/// A block of queries: `W` vectors of them, with their state.
+struct Block {
+    q: *const f32,
+    o: *mut f32,
+    max: *mut f32,
+    sum: *mut f32,
+    scores: *mut f32,
+    d: usize,
+}
+
+impl Block {
+    /// Takes one tile of keys.
+    ///
+    /// # Safety
+    /// The pointers hold `W` vectors of queries (times `d` elements, times `count` keys), the tiles `count`
+    /// keys, and the CPU has the instructions of `S`.
+    #[inline(always)]
+    unsafe fn tile<S: Simd, const W: usize>(&self, k: Tile, v: Tile, count: usize, first: bool) {
+        // SAFETY: by the contract.
+        unsafe {
+            let width = W * S::LANES;
+            let mut max = [S::splat(f32::MIN); W];
+            let mut alpha = [S::splat(1.0); W];
+            let mut sum = [S::splat(0.0); W];
+            if !first {
+                for w in 0..W {
+                    max[w] = S::load(self.max.add(w * S::LANES));
+                }
+            }
+            let before = max;
+            in_rows(count, S::LANES == 16 || S::LANES == 4, |key, rows| {
+                let from = k.from.add(key * k.n);
+                let to = self.scores.add(key * width);
+                match rows {
+                    8 => Self::scores::<S, 8, W>(from, k, self.q, self.d, to, &mut max),
+                    4 => Self::scores::<S, 4, W>(from, k, self.q, self.d, to, &mut max),
+                    2 => Self::scores::<S, 2, W>(from, k, self.q, self.d, to, &mut max),
+                    _ => Self::scores::<S, 1, W>(from, k, self.q, self.d, to, &mut max),
+                }
+            });
+            if !first {
+                for w in 0..W {
+                    alpha[w] = exp2::<S>(S::sub(before[w], max[w]));
+                    sum[w] = S::mul(S::load(self.sum.add(w * S::LANES)), alpha[w]);
+                }
+            }
+            for key in 0..count {
+                for w in 0..W {
+                    let at = self.scores.add(key * width + w * S::LANES);
+                    let x = exp2::<S>(S::sub(S::load(at), max[w]));
+                    sum[w] = S::add(sum[w], x);
+                    S::store(at, x);
+                }
+            }
+            for w in 0..W {
+                S::store(self.max.add(w * S::LANES), max[w]);
+                S::store(self.sum.add(w * S::LANES), sum[w]);
+            }
+            let alpha = if first { None } else { Some(alpha) };
+            in_rows(self.d, S::LANES == 16 || S::LANES == 4, |e, rows| {
+                let from = v.from.add(e * v.e);
+                let to = self.o.add(e * width);
+                match rows {
+                    8 => Self::values::<S, 8, W>(from, v, self.scores, count, to, alpha),
+                    4 => Self::values::<S, 4, W>(from, v, self.scores, count, to, alpha),
+                    2 => Self::values::<S, 2, W>(from, v, self.scores, count, to, alpha),
+                    _ => Self::values::<S, 1, W>(from, v, self.scores, count, to, alpha),
+                }
+            });
+        }
+    }
+
+    /// The scores of `R` keys, and the largest of each query.
+    #[inline(always)]
+    unsafe fn scores<S: Simd, const R: usize, const W: usize>(
+        from: *const f32,
+        k: Tile,
+        q: *const f32,
+        d: usize,
+        to: *mut f32,
+        max: &mut [S::V; W],
+    ) {
+        // SAFETY: by the contract of `tile`.
+        unsafe {
+            let mut acc = [[S::splat(0.0); W]; R];
+            if k.e == 1 {
+                product::<S, R, W>(from, k.n, 1, q, d, &mut acc);
+            } else {
+                product::<S, R, W>(from, 1, k.e, q, d, &mut acc);
+            }
+            for r in 0..R {
+                for w in 0..W {
+                    max[w] = S::max(max[w], acc[r][w]);
+                    S::store(to.add((r * W + w) * S::LANES), acc[r][w]);
+                }
+            }
+        }
+    }
+
+    /// `R` elements of the result: rescaled by `alpha` (or from 0), plus exponentials times V.
+    #[inline(always)]
+    unsafe fn values<S: Simd, const R: usize, const W: usize>(
+        from: *const f32,
+        v: Tile,
+        exponentials: *const f32,
+        count: usize,
+        to: *mut f32,
+        alpha: Option<[S::V; W]>,
+    ) {
+        // SAFETY: by the contract of `tile`.
+        unsafe {
+            let mut acc = [[S::splat(0.0); W]; R];
+            if let Some(alpha) = alpha {
+                for r in 0..R {
+                    for w in 0..W {
+                        acc[r][w] = S::mul(S::load(to.add((r * W + w) * S::LANES)), alpha[w]);
+                    }
+                }
+            }
+            if v.e == 1 {
+                product::<S, R, W>(from, 1, v.n, exponentials, count, &mut acc);
+            } else {
+                product::<S, R, W>(from, v.e, 1, exponentials, count, &mut acc);
+            }
+            for r in 0..R {
+                for w in 0..W {
+                    S::store(to.add((r * W + w) * S::LANES), acc[r][w]);
+                }
+            }
+        }
+    }
+}
+
+/// Calls `each(first, rows)` over `count` rows, 8 at a time where registers allow, else 4; then the rest.
+#[inline(always)]
+fn in_rows(count: usize, many_registers: bool, mut each: impl FnMut(usize, usize)) {
+    let mut at = 0;
+    while at < count {
+        let left = count - at;
+        let rows = match left {
+            8.. if many_registers => 8,
+            4.. => 4,
+            2.. => 2,
+            _ => 1,
+        };
+        each(at, rows);
+        at += rows;
+    }
+}
+
+/// `acc[r] += sum over i < count of a[r * row + i * step] * b[i]`, `b` in rows of `W` vectors.
+///
+/// # Safety
+/// The pointers hold these elements, and the CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn product<S: Simd, const R: usize, const W: usize>(
+    a: *const f32,
+    row: usize,
+    step: usize,
+    b: *const f32,
+    count: usize,
+    acc: &mut [[S::V; W]; R],
+) {
+    // SAFETY: by the contract.
+    unsafe {
+        let mut sums = *acc;
+        for i in 0..count {
+            let mut vectors = [S::splat(0.0); W];
+            for w in 0..W {
+                vectors[w] = S::load(b.add((i * W + w) * S::LANES));
+            }
+            for r in 0..R {
+                let scalar = S::splat(*a.add(r * row + i * step));
+                for w in 0..W {
+                    sums[r][w] = S::fma(scalar, vectors[w], sums[r][w]);
+                }
+            }
+        }
+        *acc = sums;
+    }
+}
+
+/// `2^x` for x <= 0 to within 2 ulp; below -126 it stays at 2^-126. NaN stays NaN.
+///
+/// `2^round(x)` times a minimax polynomial of degree 5 for the rest, whose relative error is 7.5e-8.
+#[inline(always)]
+unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
+    // SAFETY: the caller has the instructions of S.
+    unsafe {
+        // max keeps its second operand when that is NaN.
+        let x = S::max(S::splat(-126.0), x);
+        let n = S::round(x);
+        let r = S::sub(x, n);
+        let mut y = S::splat(1.327_647_2e-3);
+        for c in [9.675_541e-3, 5.550_713_3e-2, 0.240_221_2, 0.693_146_97, 1.0] {
+            y = S::fma(y, r, S::splat(c));
+        }
+        S::mul(y, S::pow2(n))
+    }
+}

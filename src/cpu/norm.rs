@@ -1,0 +1,479 @@
+//! Normalisation on the CPU: three passes over data that then lies in the L1 or L2 cache.
+//!
+//! - Channels last (the channel stride is 1): a task is a sample, or some whole groups of it, and a
+//!   register holds neighbouring channels, whatever the size of a group. Sums are kept per channel and
+//!   folded into groups at the end.
+//! - Dense rows: a task is a few rows, and a register holds neighbours of a row.
+//! - Any other strides: element by element.
+//!
+//! Sums are f32 in each lane and f64 where lanes meet.
+
+use super::activation::activate;
+use super::simd::{Isa, Kernel, Simd};
+use super::strided::{In, Out, by_dtype};
+use crate::dtype::Element;
+use crate::ops::Activation;
+use crate::ops::norm::{Norm, NormArgs, NormKind, NormParams};
+use crate::target::cpu::Cpu;
+use std::ops::Range;
+
+/// Elements that are worth a task of their own.
+const TASK: usize = 16 << 10;
+
+/// Bytes of a sample's part that should stay in the L2 cache between passes.
+const PART: usize = 512 << 10;
+
+pub(crate) fn run(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
+}
+
+/// A call, with its operands as pointers.
+struct Call<'a, T> {
+    p: NormParams,
+    center: bool,
+    activation: Activation,
+    x: In<'a, T>,
+    out: Out<'a, T>,
+    weight: Option<In<'a, T>>,
+    bias: Option<In<'a, T>>,
+    scale: Option<In<'a, T>>,
+    shift: Option<In<'a, T>>,
+}
+
+fn typed<T: Element>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    if p.rows == 0 || p.len == 0 {
+        return;
+    }
+    let NormArgs { x, weight, bias, scale, shift, mut out } = args;
+    let call = Call::<T> {
+        p: *p,
+        center: op.kind != NormKind::Rms,
+        activation: op.activation,
+        x: In::new(&x),
+        out: Out::new(&mut out),
+        weight: weight.as_ref().map(In::new),
+        bias: bias.as_ref().map(In::new),
+        scale: scale.as_ref().map(In::new),
+        shift: shift.as_ref().map(In::new),
+    };
+    let (rows, per_sample, len) = (p.rows as usize, p.per_sample as usize, p.len as usize);
+    let dense = p.x_i == 1 && p.out_i == 1;
+    // Of a group, the channel axis is the step from row to row cut into its channels.
+    let channels_last = p.ch_r > 0
+        && if p.ch_r > 1 { dense && p.ch_i == 1 } else { p.per_sample > 1 && p.x_r == 1 && p.out_r == 1 };
+    if channels_last && !(dense && p.ch_i == 0) {
+        let samples = rows / per_sample;
+        let enough = (2 * cpu.threads()).div_ceil(samples).min((len * per_sample).div_ceil(TASK));
+        let parts = enough.max((len * per_sample * size_of::<T>()).div_ceil(PART));
+        let parts = if samples >= 2 * cpu.threads() { 1 } else { parts.clamp(1, per_sample) };
+        let groups = per_sample.div_ceil(parts);
+        let parts = per_sample.div_ceil(groups);
+        cpu.each(samples * parts, |task| {
+            let first = task % parts * groups;
+            let columns =
+                Columns { call: &call, n: task / parts, groups: first..per_sample.min(first + groups) };
+            cpu.isa().run(columns);
+        });
+        return;
+    }
+    let count = (TASK / len).clamp(1, rows.div_ceil(4 * cpu.threads()).max(1));
+    cpu.each(rows.div_ceil(count), |task| {
+        let range = task * count..rows.min((task + 1) * count);
+        if dense && (p.ch_i == 0 || p.len == p.inner) {
+            cpu.isa().run(Rows { call: &call, range });
+        } else {
+            range.for_each(|row| call.scattered(row, cpu.isa()));
+        }
+    });
+}
+
+/// What a row's elements are mapped with: `(x - mean) * inverse`.
+#[derive(Clone, Copy)]
+struct Statistics {
+    mean: f32,
+    inverse: f32,
+}
+
+impl<T: Element> Call<'_, T> {
+    /// Factor and summand of channel `c` in sample `n`.
+    #[inline(always)]
+    fn affine(&self, n: usize, c: usize) -> (f32, f32) {
+        let p = &self.p;
+        let get = |operand: Option<In<T>>, at: usize, or: f32| {
+            // SAFETY: n and c are inside the operand, whose shape `check` compared.
+            operand.map_or(or, |o| unsafe { *o.at(at) }.to_f32())
+        };
+        let weight = get(self.weight, c * p.weight_c as usize, 1.0);
+        let bias = get(self.bias, c * p.bias_c as usize, 0.0);
+        let scale = get(self.scale, n * p.scale_n as usize + c * p.scale_c as usize, 0.0);
+        let shift = get(self.shift, n * p.shift_n as usize + c * p.shift_c as usize, 0.0);
+        (weight * (1.0 + scale), bias * (1.0 + scale) + shift)
+    }
+
+    /// Mean and inverse deviation from the sums over a row: of the deviations from a first mean, and of
+    /// their squares.
+    fn statistics(&self, mean: f32, first: f64, second: f64) -> Statistics {
+        let len = f64::from(self.p.len);
+        let correction = if self.center { first / len } else { 0.0 };
+        let variance = second / len - correction * correction;
+        // `max` would hide a NaN.
+        let variance = if variance < 0.0 { 0.0 } else { variance };
+        Statistics {
+            mean: (f64::from(mean) + correction) as f32,
+            inverse: (1.0 / (variance + f64::from(self.p.eps)).sqrt()) as f32,
+        }
+    }
+
+    /// One row, element by element.
+    fn scattered(&self, row: usize, isa: Isa) {
+        let p = &self.p;
+        let (n, r) = (row / p.per_sample as usize, row % p.per_sample as usize);
+        let from = n * p.x_n as usize + r * p.x_r as usize;
+        let to = n * p.out_n as usize + r * p.out_r as usize;
+        let (inner, mid) = (p.inner as usize, p.mid as usize);
+        let mut values = Vec::with_capacity(p.len as usize);
+        let mut maps = Vec::with_capacity(p.len as usize);
+        for e in 0..p.len as usize {
+            let (i, m, o) = (e % inner, e / inner % mid, e / inner / mid);
+            let at = from + i * p.x_i as usize + m * p.x_m as usize + o * p.x_o as usize;
+            // SAFETY: (i, m, o) is inside row r of sample n.
+            values.push(unsafe { *self.x.at(at) }.to_f32());
+            let c = r * p.ch_r as usize + i * p.ch_i as usize + m * p.ch_m as usize + o * p.ch_o as usize;
+            maps.push(self.affine(n, c));
+        }
+        let len = f64::from(p.len);
+        let sum = |f: &dyn Fn(f64) -> f64| values.iter().map(|&v| f(f64::from(v))).sum::<f64>();
+        let mean = if self.center { (sum(&|v| v) / len) as f32 } else { 0.0 };
+        let off = |v: f64| v - f64::from(mean);
+        let s = self.statistics(mean, sum(&off), sum(&|v| off(v) * off(v)));
+        for (v, (factor, summand)) in values.iter_mut().zip(maps) {
+            *v = (*v - s.mean) * s.inverse * factor + summand;
+        }
+        isa.run(Activate(self.activation, &mut values));
+        for (e, v) in values.into_iter().enumerate() {
+            let (i, m, o) = (e % inner, e / inner % mid, e / inner / mid);
+            let at = to + i * p.out_i as usize + m * p.out_m as usize + o * p.out_o as usize;
+            // SAFETY: as above; each row belongs to one task.
+            unsafe { *self.out.at(at) = T::from_f32(v) };
+        }
+    }
+}
+
+/// The activation of every number, in place.
+struct Activate<'a>(Activation, &'a mut [f32]);
+
+impl Kernel for Activate<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for chunk in self.1.chunks_mut(S::LANES) {
+            let (at, n) = (chunk.as_mut_ptr(), chunk.len());
+            // SAFETY: the chunk has n lanes.
+            unsafe { S::store_n(at, activate::<S>(self.0, S::load_n(at, n)), n) }
+        }
+    }
+}
+
+/// Some whole groups of one sample whose channels are neighbours.
+struct Columns<'a, T> {
+    call: &'a Call<'a, T>,
+    n: usize,
+    groups: Range<usize>,
+}
+
+/// Registers of sums kept at once, so that additions do not wait for one another.
+const CHAINS: usize = 4;
+
+impl<T: Element> Columns<'_, T> {
+    /// Calls `each(chain, x, out)` with the element offset of each position's first channel, on both sides.
+    #[inline(always)]
+    fn positions(&self, mut each: impl FnMut(usize, usize, usize)) {
+        let p = &self.call.p;
+        // The two axes that are not the channels.
+        let ((a, a_x, a_out), (b, b_x, b_out)) = if p.ch_i == 1 {
+            ((p.mid, p.x_m, p.out_m), (p.outer(), p.x_o, p.out_o))
+        } else {
+            ((p.inner, p.x_i, p.out_i), (p.mid, p.x_m, p.out_m))
+        };
+        let from = self.n * p.x_n as usize + self.groups.start * p.x_r as usize;
+        let to = self.n * p.out_n as usize + self.groups.start * p.out_r as usize;
+        for j in 0..b as usize {
+            let (from, to) = (from + j * b_x as usize, to + j * b_out as usize);
+            let mut i = 0;
+            while i + CHAINS <= a as usize {
+                for chain in 0..CHAINS {
+                    each(chain, from + (i + chain) * a_x as usize, to + (i + chain) * a_out as usize);
+                }
+                i += CHAINS;
+            }
+            while i < a as usize {
+                each(0, from + i * a_x as usize, to + i * a_out as usize);
+                i += 1;
+            }
+        }
+    }
+
+    /// The lanes of a block of `lanes` channels: the whole register where it is full.
+    #[inline(always)]
+    unsafe fn get<S: Simd>(&self, at: usize, lanes: usize) -> S::V {
+        // SAFETY: the caller's lanes are inside the view.
+        unsafe {
+            let from = self.call.x.at(at);
+            if lanes == S::LANES { S::get(from) } else { S::get_n(from, lanes) }
+        }
+    }
+
+    /// The last pass.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(&self, activation: Activation, mean: &[f32], factor: &[f32], summand: &[f32]) {
+        let channels = self.groups.len() * self.call.p.ch_r as usize;
+        for block in (0..channels).step_by(S::LANES) {
+            let lanes = S::LANES.min(channels - block);
+            // SAFETY: the tables are padded to whole registers; positions and channels are inside both
+            // views; no other task has these groups.
+            unsafe {
+                let mean = S::load(mean.as_ptr().add(block));
+                let factor = S::load(factor.as_ptr().add(block));
+                let summand = S::load(summand.as_ptr().add(block));
+                self.positions(|_, from, to| {
+                    let d = S::sub(self.get::<S>(from + block, lanes), mean);
+                    let y = activate::<S>(activation, S::fma(d, factor, summand));
+                    let to = self.call.out.at(to + block);
+                    if lanes == S::LANES { S::put(to, y) } else { S::put_n(to, y, lanes) }
+                });
+            }
+        }
+    }
+}
+
+impl<T: Element> Kernel for Columns<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let call = self.call;
+        let size = call.p.ch_r as usize;
+        let channels = self.groups.len() * size;
+        let padded = channels.next_multiple_of(S::LANES);
+        let mut tables = vec![0.0f32; 4 * padded];
+        let (mean, rest) = tables.split_at_mut(padded);
+        let (first, rest) = rest.split_at_mut(padded);
+        let (second, summand) = rest.split_at_mut(padded);
+        let len = f64::from(call.p.len);
+        let total = |table: &[f32], group: usize| {
+            table[group * size..][..size].iter().map(|&v| f64::from(v)).sum::<f64>()
+        };
+
+        if call.center {
+            for block in (0..channels).step_by(S::LANES) {
+                let lanes = S::LANES.min(channels - block);
+                // SAFETY: positions and channels are inside the view, tables are padded.
+                unsafe {
+                    let mut sums = [S::splat(0.0); CHAINS];
+                    self.positions(|chain, from, _| {
+                        sums[chain] = S::add(sums[chain], self.get::<S>(from + block, lanes));
+                    });
+                    S::store(first.as_mut_ptr().add(block), fold::<S>(sums));
+                }
+            }
+            for group in 0..self.groups.len() {
+                mean[group * size..][..size].fill((total(first, group) / len) as f32);
+            }
+        }
+        for block in (0..channels).step_by(S::LANES) {
+            let lanes = S::LANES.min(channels - block);
+            // SAFETY: as above.
+            unsafe {
+                let centre = S::load(mean.as_ptr().add(block));
+                let (mut sums, mut squares) = ([S::splat(0.0); CHAINS], [S::splat(0.0); CHAINS]);
+                self.positions(|chain, from, _| {
+                    let d = S::sub(self.get::<S>(from + block, lanes), centre);
+                    sums[chain] = S::add(sums[chain], d);
+                    squares[chain] = S::fma(d, d, squares[chain]);
+                });
+                S::store(first.as_mut_ptr().add(block), fold::<S>(sums));
+                S::store(second.as_mut_ptr().add(block), fold::<S>(squares));
+            }
+        }
+        for group in 0..self.groups.len() {
+            let s = call.statistics(mean[group * size], total(first, group), total(second, group));
+            for c in group * size..(group + 1) * size {
+                let (factor, add) = call.affine(self.n, self.groups.start * size + c);
+                mean[c] = s.mean;
+                first[c] = s.inverse * factor;
+                summand[c] = add;
+            }
+        }
+        // One copy of the last pass per activation, so that none is chosen per register.
+        // SAFETY: the caller's contract.
+        unsafe {
+            match call.activation {
+                Activation::None => self.write::<S>(Activation::None, mean, first, summand),
+                Activation::Silu => self.write::<S>(Activation::Silu, mean, first, summand),
+                Activation::Gelu => self.write::<S>(Activation::Gelu, mean, first, summand),
+            }
+        }
+    }
+}
+
+/// The sum of the chains.
+#[inline(always)]
+unsafe fn fold<S: Simd>(v: [S::V; CHAINS]) -> S::V {
+    // SAFETY: the caller's contract.
+    unsafe { S::add(S::add(v[0], v[1]), S::add(v[2], v[3])) }
+}
+
+/// Some rows whose inner axis is dense.
+struct Rows<'a, T> {
+    call: &'a Call<'a, T>,
+    range: Range<usize>,
+}
+
+/// Calls `each(chain, at, lanes)` for registers that cover `0..count`, whole ones first.
+#[inline(always)]
+fn registers<S: Simd>(count: usize, mut each: impl FnMut(usize, usize, usize)) {
+    let mut i = 0;
+    while i + CHAINS * S::LANES <= count {
+        for chain in 0..CHAINS {
+            each(chain, i + chain * S::LANES, S::LANES);
+        }
+        i += CHAINS * S::LANES;
+    }
+    while i < count {
+        each(0, i, S::LANES.min(count - i));
+        i += S::LANES;
+    }
+}
+
+impl<T: Element> Rows<'_, T> {
+    /// Calls `each(x, out, channel)` for each dense run of row `r` of sample `n`: its first element on both
+    /// sides and its first channel.
+    #[inline(always)]
+    fn runs(&self, n: usize, r: usize, mut each: impl FnMut(usize, usize, usize)) {
+        let p = &self.call.p;
+        let from = n * p.x_n as usize + r * p.x_r as usize;
+        let to = n * p.out_n as usize + r * p.out_r as usize;
+        for o in 0..p.outer() as usize {
+            for m in 0..p.mid as usize {
+                each(
+                    from + m * p.x_m as usize + o * p.x_o as usize,
+                    to + m * p.out_m as usize + o * p.out_o as usize,
+                    r * p.ch_r as usize + m * p.ch_m as usize + o * p.ch_o as usize,
+                );
+            }
+        }
+    }
+
+    #[inline(always)]
+    unsafe fn get<S: Simd>(&self, at: usize, lanes: usize) -> S::V {
+        // SAFETY: the caller's lanes are inside the view.
+        unsafe {
+            let from = self.call.x.at(at);
+            if lanes == S::LANES { S::get(from) } else { S::get_n(from, lanes) }
+        }
+    }
+
+    /// Mean and inverse deviation of row `r` of sample `n`.
+    #[inline(always)]
+    unsafe fn statistics<S: Simd>(&self, n: usize, r: usize) -> Statistics {
+        let inner = self.call.p.inner as usize;
+        let mut mean = 0.0;
+        // SAFETY: runs and their elements are inside the view.
+        unsafe {
+            if self.call.center {
+                let mut total = 0.0;
+                self.runs(n, r, |from, _, _| {
+                    let mut sums = [S::splat(0.0); CHAINS];
+                    registers::<S>(inner, |chain, i, lanes| {
+                        sums[chain] = S::add(sums[chain], self.get::<S>(from + i, lanes));
+                    });
+                    total += f64::from(S::sum(fold::<S>(sums)));
+                });
+                mean = (total / f64::from(self.call.p.len)) as f32;
+            }
+            let (whole, centre) = (S::splat(mean), [mean; 16]);
+            let (mut first, mut second) = (0.0, 0.0);
+            self.runs(n, r, |from, _, _| {
+                let (mut sums, mut squares) = ([S::splat(0.0); CHAINS], [S::splat(0.0); CHAINS]);
+                registers::<S>(inner, |chain, i, lanes| {
+                    // Lanes past the end hold 0 and are off by 0.
+                    let centre = if lanes == S::LANES { whole } else { S::load_n(centre.as_ptr(), lanes) };
+                    let d = S::sub(self.get::<S>(from + i, lanes), centre);
+                    sums[chain] = S::add(sums[chain], d);
+                    squares[chain] = S::fma(d, d, squares[chain]);
+                });
+                first += f64::from(S::sum(fold::<S>(sums)));
+                second += f64::from(S::sum(fold::<S>(squares)));
+            });
+            self.call.statistics(mean, first, second)
+        }
+    }
+
+    /// The last pass over row `r` of sample `n`.
+    #[inline(always)]
+    unsafe fn write<S: Simd>(
+        &self,
+        activation: Activation,
+        (n, r): (usize, usize),
+        s: Statistics,
+        (factor, summand): (&[f32], &[f32]),
+    ) {
+        let p = &self.call.p;
+        let (mean, inverse) = (s.mean, s.inverse);
+        // SAFETY: runs and their elements are inside both views, the tables hold every channel of the
+        // sample, and no other task has this row.
+        unsafe {
+            let (mean, inverse) = (S::splat(mean), S::splat(inverse));
+            self.runs(n, r, |from, to, c| {
+                let put = |i: usize, lanes: usize, factor: S::V, summand: S::V| {
+                    let d = S::sub(self.get::<S>(from + i, lanes), mean);
+                    let y = S::fma(S::mul(d, inverse), factor, summand);
+                    let y = activate::<S>(activation, y);
+                    let to = self.call.out.at(to + i);
+                    if lanes == S::LANES { S::put(to, y) } else { S::put_n(to, y, lanes) }
+                };
+                if p.ch_i == 0 {
+                    let (factor, summand) = (S::splat(factor[c]), S::splat(summand[c]));
+                    registers::<S>(p.inner as usize, |_, i, lanes| put(i, lanes, factor, summand));
+                } else {
+                    let (factor, summand) = (factor.as_ptr().add(c), summand.as_ptr().add(c));
+                    registers::<S>(p.inner as usize, |_, i, lanes| {
+                        put(i, lanes, S::load_n(factor.add(i), lanes), S::load_n(summand.add(i), lanes));
+                    });
+                }
+            });
+        }
+    }
+}
+
+impl<T: Element> Kernel for Rows<'_, T> {
+    type Output = ();
+
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let call = self.call;
+        let per_sample = call.p.per_sample as usize;
+        let channels = if call.p.ch_r == 0 { call.p.len } else { call.p.ch_r * call.p.per_sample } as usize;
+        let (mut factor, mut summand) = (vec![0.0; channels], vec![0.0; channels]);
+        let mut of_sample = None;
+        for row in self.range.clone() {
+            let (n, r) = (row / per_sample, row % per_sample);
+            if of_sample != Some(n) {
+                for c in 0..channels {
+                    (factor[c], summand[c]) = call.affine(n, c);
+                }
+                of_sample = Some(n);
+            }
+            let tables = (&factor[..], &summand[..]);
+            // SAFETY: the caller's contract.
+            unsafe {
+                let s = self.statistics::<S>(n, r);
+                match call.activation {
+                    Activation::None => self.write::<S>(Activation::None, (n, r), s, tables),
+                    Activation::Silu => self.write::<S>(Activation::Silu, (n, r), s, tables),
+                    Activation::Gelu => self.write::<S>(Activation::Gelu, (n, r), s, tables),
+                }
+            }
+        }
+    }
+}

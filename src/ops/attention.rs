@@ -1,0 +1,306 @@
+//! Scaled dot-product attention: the spec.
+
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::op::{Caps, Consts, Cost, Language, Op, Plan, Signature, check, fold_grid};
+use crate::target::cpu::Cpu;
+use crate::view::View;
+
+/// Attention over heads: `out = softmax(softmax_scale * Q K^T) V`, the softmax taken over the keys.
+///
+/// Computed with the online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): scores exist one
+/// tile at a time, never as an `nq` by `nk` matrix. Scores of any finite size are safe: each is compared
+/// with the largest before it is exponentiated. With no keys (`nk == 0`) the result is 0.
+///
+/// Kernels for GPUs take heads of at most 256 elements; the CPU takes any.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Attention {
+    /// What the scores are multiplied with before the softmax; any finite number.
+    pub softmax_scale: f32,
+}
+
+impl Attention {
+    /// The usual scale for heads of `head_dim` elements, `1 / sqrt(head_dim)` (Vaswani et al. 2017,
+    /// arXiv:1706.03762).
+    pub fn new(head_dim: usize) -> Self {
+        Self { softmax_scale: (1.0 / (head_dim.max(1) as f64).sqrt()) as f32 }
+    }
+}
+
+crate::operands! {
+    /// Operands of [`Attention`]: axes are (batch, head, token, element of the head), of one dtype, with
+    /// free strides. The Q, K and V of a packed projection `[b, n, 3, h, d]` are three views of it; the
+    /// heads of an NCHW image are views whose last stride is the number of pixels.
+    pub struct AttentionArgs {
+        /// Queries, `[b, h, nq, d]`.
+        q: input,
+        /// Keys, `[b, h, nk, d]`.
+        k: input,
+        /// Values, `[b, h, nk, d]`.
+        v: input,
+        /// The result, `[b, h, nq, d]`.
+        out: output,
+    }
+}
+
+crate::params! {
+    /// Scalars of the attention kernels.
+    pub struct AttentionParams {
+        /// Batch times heads.
+        pairs: u32,
+        /// Heads.
+        heads: u32,
+        /// Queries.
+        nq: u32,
+        /// Keys.
+        nk: u32,
+        /// Elements of a head.
+        d: u32,
+        /// The softmax scale times log2(e), so that kernels exponentiate with base 2. Never 0.
+        scale_log2e: f32,
+        /// Stride of `q` along the batch.
+        q_b: u32,
+        /// Stride of `q` along heads.
+        q_h: u32,
+        /// Stride of `q` along tokens.
+        q_n: u32,
+        /// Stride of `q` along elements.
+        q_d: u32,
+        /// Stride of `k` along the batch.
+        k_b: u32,
+        /// Stride of `k` along heads.
+        k_h: u32,
+        /// Stride of `k` along tokens.
+        k_n: u32,
+        /// Stride of `k` along elements.
+        k_d: u32,
+        /// Stride of `v` along the batch.
+        v_b: u32,
+        /// Stride of `v` along heads.
+        v_h: u32,
+        /// Stride of `v` along tokens.
+        v_n: u32,
+        /// Stride of `v` along elements.
+        v_d: u32,
+        /// Stride of `out` along the batch.
+        out_b: u32,
+        /// Stride of `out` along heads.
+        out_h: u32,
+        /// Stride of `out` along tokens.
+        out_n: u32,
+        /// Stride of `out` along elements.
+        out_d: u32,
+    }
+}
+
+const NAME: &str = "attention";
+
+/// The largest head of the GPU kernels: their accumulators live in registers.
+const MAX_HEAD_DIM: u32 = 256;
+
+/// Queries of a block, in every GPU kernel.
+const BLOCK_M: u32 = 64;
+
+/// Dynamic shared memory that a CUDA block gets without asking, and more than which costs occupancy.
+const SHARED_DEFAULT: u32 = 48 << 10;
+
+impl Op for Attention {
+    const NAME: &'static str = NAME;
+    const CUDA: &'static str = include_str!("../../kernels/attention.cu");
+    const WGSL: &'static str = include_str!("../../shaders/attention.wgsl");
+    type Args<I, O> = AttentionArgs<I, O>;
+    type Params = AttentionParams;
+
+    fn check<I, O>(&self, args: &AttentionArgs<I, O>) -> Result<AttentionParams> {
+        let AttentionArgs { q, k, v, out } = args;
+        if !self.softmax_scale.is_finite() {
+            return Err(Error::argument(NAME, "softmax_scale", "a finite number", self.softmax_scale));
+        }
+        check::one_dtype(NAME, args, &[])?;
+        check::rank(NAME, "q", q, &["b", "h", "nq", "d"])?;
+        check::rank(NAME, "k", k, &["b", "h", "nk", "d"])?;
+        let &[b, h, _, d] = q.shape() else { unreachable!("the rank was checked") };
+        let nk = k.shape()[2];
+        check::shape(NAME, "k", k, &[b, h, nk, d])?;
+        check::shape(NAME, "v", v, &[b, h, nk, d])?;
+        check::shape(NAME, "out", out, q.shape())?;
+        let size = |arg, n: usize| check::scalar(NAME, arg, n);
+        let (qs, ks, vs, outs) = (q.strides(), k.strides(), v.strides(), out.strides());
+        // A scale of 0 makes every score 0. So does this one, and it keeps a masked -infinity infinite.
+        let scale = if self.softmax_scale == 0.0 { f32::MIN_POSITIVE } else { self.softmax_scale };
+        Ok(AttentionParams {
+            pairs: size("q", b.saturating_mul(h))?,
+            heads: size("q", h)?,
+            nq: size("q", q.shape()[2])?,
+            nk: size("k", nk)?,
+            d: size("q", d)?,
+            scale_log2e: (f64::from(scale) * std::f64::consts::LOG2_E) as f32,
+            q_b: size("q", qs[0])?,
+            q_h: size("q", qs[1])?,
+            q_n: size("q", qs[2])?,
+            q_d: size("q", qs[3])?,
+            k_b: size("k", ks[0])?,
+            k_h: size("k", ks[1])?,
+            k_n: size("k", ks[2])?,
+            k_d: size("k", ks[3])?,
+            v_b: size("v", vs[0])?,
+            v_h: size("v", vs[1])?,
+            v_n: size("v", vs[2])?,
+            v_d: size("v", vs[3])?,
+            out_b: size("out", outs[0])?,
+            out_h: size("out", outs[1])?,
+            out_n: size("out", outs[2])?,
+            out_d: size("out", outs[3])?,
+        })
+    }
+
+    fn plan(&self, p: &AttentionParams, signature: &Signature, caps: &Caps) -> Result<Plan> {
+        if p.d > MAX_HEAD_DIM {
+            return Err(Error::Limit {
+                op: NAME,
+                arg: "q",
+                what: "elements of a head",
+                got: p.d.into(),
+                limit: MAX_HEAD_DIM.into(),
+                target: caps.name.clone(),
+            });
+        }
+        let blocks = u64::from(p.pairs) * u64::from(p.nq.div_ceil(BLOCK_M)) * u64::from(p.d.min(1));
+        let grid = fold_grid(NAME, blocks, caps)?;
+        match caps.language {
+            Language::Cuda { arch } if arch >= 80 && signature.dtype("q") != Dtype::F32 => {
+                mma(p, signature, caps, grid)
+            }
+            Language::Cuda { .. } => tile(p, caps, grid, Consts::new().set("MMA", 0u32), 4, 1),
+            Language::Wgsl { f16, subgroups, .. } => {
+                let half = f16 && signature.dtype("q") == Dtype::F16;
+                // Lanes of a subgroup that share a row: 16 threads hold one.
+                let lanes = if subgroups { caps.subgroup[0].clamp(1, 16) } else { 1 };
+                let lanes = if lanes.is_power_of_two() { lanes } else { 1 };
+                let consts = Consts::new()
+                    .set("TILE_F16", u32::from(half))
+                    .set("LANES", lanes)
+                    .set("SHUFFLE", u32::from(lanes > 1))
+                    .set("ACROSS", u32::from(lanes < 16));
+                tile(p, caps, grid, consts, if half { 2 } else { 4 }, 16 / lanes)
+            }
+        }
+    }
+
+    fn cost(&self, p: &AttentionParams, signature: &Signature) -> Cost {
+        let [pairs, nq, nk, d] = [p.pairs, p.nq, p.nk, p.d].map(f64::from);
+        let size = signature.dtype("q").size() as f64;
+        Cost { flops: 4.0 * pairs * nq * nk * d, bytes: 2.0 * pairs * (nq + nk) * d * size }
+    }
+
+    fn cpu(&self, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+        crate::cpu::attention::run(p, args, cpu);
+    }
+
+    fn map<I, O, J, P>(
+        args: AttentionArgs<I, O>,
+        input: impl FnMut(&'static str, View<I>) -> Result<View<J>, Error>,
+        output: impl FnMut(&'static str, View<O>) -> Result<View<P>, Error>,
+    ) -> Result<AttentionArgs<J, P>> {
+        args.try_map(input, output)
+    }
+
+    fn batch_axis<I, O>(&self, _: &AttentionArgs<I, O>, _: &str) -> Option<usize> {
+        Some(0)
+    }
+}
+
+/// The tensor-core kernel: 4 warps of 16 queries; K and V double-buffered in shared memory.
+fn mma(p: &AttentionParams, signature: &Signature, caps: &Caps, grid: [u32; 3]) -> Result<Plan> {
+    let head_dim = p.d.next_multiple_of(16);
+    // K and V, two stages each, rows padded by 16 bytes.
+    let shared = |block_n: u32| 2 * 2 * block_n * (head_dim + 8) * 2;
+    let limit = SHARED_DEFAULT.min(caps.shared_bytes);
+    let block_n = if shared(64) <= limit {
+        64
+    } else if shared(32) <= caps.shared_bytes {
+        32
+    } else {
+        16
+    };
+    fits(caps, shared(block_n), 128)?;
+    // Copies of 16 bytes need rows that are dense and start at multiples of 8 elements; pairs, of 2.
+    let dense = |name, d_stride: u32, strides: [u32; 3], unit: u32| {
+        d_stride == 1
+            && [p.d].iter().chain(&strides).all(|s| s % unit == 0)
+            && signature.align(name) >= unit * signature.dtype("q").size() as u32
+    };
+    let rows_of_16_bytes =
+        dense("k", p.k_d, [p.k_b, p.k_h, p.k_n], 8) && dense("v", p.v_d, [p.v_b, p.v_h, p.v_n], 8);
+    Ok(Plan {
+        entry: "attention_mma",
+        consts: Consts::new()
+            .set("MMA", 1u32)
+            .set("HEAD_DIM", head_dim)
+            .set("BLOCK_M", BLOCK_M)
+            .set("BLOCK_N", block_n)
+            .set("THREADS", 128u32)
+            .set("KV_VEC", u32::from(rows_of_16_bytes))
+            .set("Q_VEC", u32::from(dense("q", p.q_d, [p.q_b, p.q_h, p.q_n], 2)))
+            .set("OUT_VEC", u32::from(dense("out", p.out_d, [p.out_b, p.out_h, p.out_n], 2))),
+        grid,
+        block: [128, 1, 1],
+        shared_bytes: shared(block_n),
+    })
+}
+
+/// The register-tiled f32 kernel of CUDA and WGSL: 16 x 16 threads, each 4 queries by `BLOCK_N / 16` keys.
+/// `element` is the size of a tile's elements, `partials` how many row maxima meet in shared memory.
+fn tile(
+    p: &AttentionParams,
+    caps: &Caps,
+    grid: [u32; 3],
+    consts: Consts,
+    element: u32,
+    partials: u32,
+) -> Result<Plan> {
+    const THREADS: u32 = 256;
+    let chunks = p.d.div_ceil(TILE_COLS);
+    let shared = |block_n: u32| {
+        // Scores, 4 queries a vector, 16 vectors and one of padding a key; row maxima lie in the same place.
+        let scores = 16 * (17 * block_n).max(16 * partials);
+        // Q and K a slice of the head at a time; V takes the place of both.
+        let qk = TILE_DEPTH * (4 * 17 + block_n);
+        scores + element * qk.max(block_n * TILE_COLS)
+    };
+    let block_n = if shared(64) <= caps.shared_bytes { 64 } else { 32 };
+    fits(caps, shared(block_n), THREADS)?;
+    Ok(Plan {
+        entry: "attention_tile",
+        consts: consts
+            .set("BLOCK_M", BLOCK_M)
+            .set("BLOCK_N", block_n)
+            .set("DEPTH", TILE_DEPTH)
+            .set("COLS", TILE_COLS)
+            .set("CHUNKS", chunks)
+            .set("THREADS", THREADS),
+        grid,
+        block: [THREADS, 1, 1],
+        shared_bytes: shared(block_n),
+    })
+}
+
+/// Elements of the head that the tiled kernels multiply per slice of Q and K.
+const TILE_DEPTH: u32 = 16;
+/// Elements of the head that they multiply per slice of V.
+const TILE_COLS: u32 = 32;
+
+/// The device has that much shared memory and threads for a block.
+fn fits(caps: &Caps, shared: u32, threads: u32) -> Result<()> {
+    let needs = [
+        ("bytes of shared memory", shared, caps.shared_bytes),
+        ("threads of a block", threads, caps.max_threads.min(caps.max_block[0])),
+    ];
+    for (what, got, limit) in needs {
+        if got > limit {
+            let (got, limit, target) = (got.into(), limit.into(), caps.name.clone());
+            return Err(Error::Limit { op: NAME, arg: "q", what, got, limit, target });
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,101 @@
+//! Attention, cross-checked on every device; bad input, one by one.
+
+use advect::op::prepare;
+use advect::ops::{Attention, AttentionArgs};
+use advect::{Cpu, Dtype, Error, View};
+
+#[test]
+fn cross_check() {
+    advect::verify::assert_op::<Attention>(60);
+}
+
+#[test]
+fn the_default_scale() {
+    assert_eq!(Attention::new(64), Attention { softmax_scale: 0.125 });
+    assert_eq!(Attention::new(0).softmax_scale, 1.0);
+}
+
+const SHAPE: [usize; 4] = [2, 3, 5, 4];
+const COUNT: usize = 2 * 3 * 5 * 4;
+
+/// Runs with views of q, k, v and out over memory of `COUNT` floats each: the call must be refused,
+/// naming `arg`, with the output as it was.
+fn refused(op: Attention, arg: &str, views: [(Dtype, &[usize], &[usize], usize); 4]) {
+    let input = vec![1.0f32; COUNT];
+    let mut output = vec![-7.5f32; COUNT];
+    let bytes: &[u8] = bytemuck::cast_slice(&input);
+    let [q, k, v, out] = views;
+    let input =
+        |(dtype, shape, strides, offset)| View::strided(bytes, dtype, shape, strides, offset).unwrap();
+    let args = AttentionArgs {
+        q: input(q),
+        k: input(k),
+        v: input(v),
+        out: View::strided(bytemuck::cast_slice_mut(&mut output), out.0, out.1, out.2, out.3).unwrap(),
+    };
+    let error = Cpu::new().unwrap().run(&op, args).unwrap_err();
+    match &error {
+        Error::Argument { op: "attention", arg: got, .. } if *got == arg => {}
+        _ => panic!("wanted an argument error about `{arg}`: {error}"),
+    }
+    assert!(output.iter().all(|&x| x == -7.5), "an output was written: {error}");
+}
+
+#[test]
+fn bad_input_is_refused() {
+    const F32: Dtype = Dtype::F32;
+    let op = Attention::new(4);
+    let good: (Dtype, &[usize], &[usize], usize) = (F32, &SHAPE, &[60, 20, 4, 1], 0);
+    let with = |at: usize, view| {
+        let mut views = [good; 4];
+        views[at] = view;
+        views
+    };
+    for scale in [f32::NAN, f32::INFINITY] {
+        refused(Attention { softmax_scale: scale }, "softmax_scale", [good; 4]);
+    }
+    // Ranks.
+    refused(op, "q", with(0, (F32, &[6, 5, 4], &[20, 4, 1], 0)));
+    refused(op, "k", with(1, (F32, &[6, 5, 4], &[20, 4, 1], 0)));
+    refused(op, "v", with(2, (F32, &[6, 5, 4], &[20, 4, 1], 0)));
+    refused(op, "out", with(3, (F32, &[6, 5, 4], &[20, 4, 1], 0)));
+    // Sizes: batch, heads, head size, keys against values, queries against the result.
+    refused(op, "k", with(1, (F32, &[1, 3, 5, 4], &[60, 20, 4, 1], 0)));
+    refused(op, "k", with(1, (F32, &[2, 1, 5, 4], &[60, 20, 4, 1], 0)));
+    refused(op, "k", with(1, (F32, &[2, 3, 5, 3], &[60, 20, 4, 1], 0)));
+    refused(op, "v", with(2, (F32, &[2, 3, 4, 4], &[60, 20, 4, 1], 0)));
+    refused(op, "out", with(3, (F32, &[2, 3, 4, 4], &[60, 20, 4, 1], 0)));
+    // Dtypes that differ.
+    refused(op, "k", with(1, (Dtype::F16, good.1, good.2, 0)));
+    refused(op, "out", with(3, (Dtype::Bf16, good.1, good.2, 0)));
+    // Past the end, by offset and by stride; strides that overflow; elements of out that coincide.
+    refused(op, "v", with(2, (F32, good.1, good.2, 1)));
+    refused(op, "q", with(0, (F32, good.1, &[61, 20, 4, 1], 0)));
+    refused(op, "q", with(0, (F32, good.1, &[usize::MAX, 20, 4, 1], 0)));
+    refused(op, "out", with(3, (F32, good.1, &[60, 20, 4, 0], 0)));
+}
+
+/// Memory at a made-up place.
+#[derive(Clone, Copy, Debug)]
+struct Fake(u64);
+
+impl advect::Memory for Fake {
+    fn byte_len(&self) -> u64 {
+        4 * COUNT as u64
+    }
+    fn place(&self) -> (u64, u64) {
+        (1, self.0)
+    }
+}
+
+#[test]
+fn the_result_must_lie_apart() {
+    let view = |start| View::contiguous(Fake(start), Dtype::F32, &SHAPE).unwrap();
+    let at = |out| AttentionArgs { q: view(0), k: view(1024), v: view(2048), out: view(out) };
+    prepare(&Attention::new(4), &at(4096)).unwrap();
+    for (out, other) in [(0, "q"), (1024 + 4, "k"), (2048 - 4, "v")] {
+        let error = prepare(&Attention::new(4), &at(out)).unwrap_err().to_string();
+        let wanted = format!("attention: `out`: wanted memory apart from `{other}`");
+        assert!(error.starts_with(&wanted), "{error}");
+    }
+}

@@ -1,0 +1,69 @@
+//! One command of a chore: announced, timed, and its failure named.
+
+use anyhow::{Context, Result, bail};
+use std::ffi::OsStr;
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::time::Instant;
+
+/// The checkout.
+pub(crate) fn root() -> PathBuf {
+    let here = Path::new(env!("CARGO_MANIFEST_DIR"));
+    here.parent().unwrap_or(here).to_path_buf()
+}
+
+/// The target folder, also when it was moved by `CARGO_TARGET_DIR`.
+pub(crate) fn target() -> PathBuf {
+    std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
+}
+
+/// A cargo command in the checkout.
+pub(crate) fn cargo(words: &str) -> Command {
+    let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));
+    command.args(words.split_whitespace()).current_dir(root());
+    command
+}
+
+/// Runs a command that shows its own output; an exit status other than 0 is an error.
+pub(crate) fn run(command: &mut Command) -> Result<()> {
+    let shown = show(command);
+    let status = command.status().with_context(|| format!("`{shown}` could not be started"))?;
+    if !status.success() {
+        bail!("`{shown}` failed ({status})");
+    }
+    Ok(())
+}
+
+/// Whether a program can be started.
+pub(crate) fn has(program: &str, argument: &str) -> bool {
+    Command::new(program).arg(argument).output().is_ok_and(|o| o.status.success())
+}
+
+fn show(command: &Command) -> String {
+    let words = std::iter::once(command.get_program()).chain(command.get_args());
+    words.map(OsStr::to_string_lossy).collect::<Vec<_>>().join(" ")
+}
+
+/// The steps of a chore, with how long each took.
+#[derive(Default)]
+pub(crate) struct Steps(Vec<(String, f64)>);
+
+impl Steps {
+    /// Announces and runs one step.
+    pub(crate) fn step(&mut self, name: &str, work: impl FnOnce() -> Result<()>) -> Result<()> {
+        println!("== {name}");
+        let start = Instant::now();
+        work().with_context(|| format!("step `{name}`"))?;
+        self.0.push((name.to_owned(), start.elapsed().as_secs_f64()));
+        Ok(())
+    }
+
+    /// Prints the table of times.
+    pub(crate) fn summary(&self) {
+        println!("\n   seconds  step");
+        for (name, seconds) in &self.0 {
+            println!("{seconds:10.1}  {name}");
+        }
+        println!("{:10.1}  all {} steps passed", self.0.iter().map(|s| s.1).sum::<f64>(), self.0.len());
+    }
+}

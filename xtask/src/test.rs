@@ -1,0 +1,87 @@
+//! Everything that must hold before a commit lands: `cargo xtask test`.
+
+use crate::kernels;
+use crate::setup::{self, Found};
+use crate::step::{self, Steps, cargo, run};
+use anyhow::Result;
+use std::path::Path;
+use std::process::Command;
+
+/// The feature sets that must build, lint clean and test: both, each alone, none.
+const FEATURES: [(&str, &str); 4] = [
+    ("default features", ""),
+    ("no features", "--no-default-features"),
+    ("cuda alone", "--no-default-features --features cuda"),
+    ("wgpu alone", "--no-default-features --features wgpu"),
+];
+
+/// Sets up and runs every step; stops at the first that fails.
+pub(crate) fn test() -> Result<()> {
+    let mut steps = Steps::default();
+    let mut found = None;
+    steps.step("set-up", || {
+        found = Some(setup::setup()?);
+        Ok(())
+    })?;
+    let Some(found) = found else { return Ok(()) };
+    steps.step("format", || run(&mut cargo("fmt --all --check")))?;
+    for (name, flags) in FEATURES {
+        let scope = if flags.is_empty() { "--workspace" } else { "--package advect" };
+        steps.step(&format!("lints, {name}"), || {
+            run(cargo("clippy --quiet --all-targets")
+                .args([scope].iter().flat_map(|s| s.split(' ')))
+                .args(flags.split_whitespace())
+                .args(["--", "-D", "warnings"]))
+        })?;
+    }
+    steps.step("tests, lavapipe", || {
+        run(&mut on(cargo("test --quiet --workspace"), &found, &found.lavapipe, "cpu,wgpu"))
+    })?;
+    steps.step("tests, SwiftShader", || {
+        let mut command = cargo("test --quiet --package advect");
+        for name in device_tests()? {
+            command.args(["--test", &name]);
+        }
+        run(&mut on(command, &found, &found.swiftshader, "cpu,wgpu"))
+    })?;
+    for (name, flags) in &FEATURES[1..] {
+        let required = if flags.contains("wgpu") { "cpu,wgpu" } else { "cpu" };
+        steps.step(&format!("tests, {name}"), || {
+            let mut command =
+                cargo("test --quiet --package advect --lib --test contract --test harness --test resample");
+            command.args(flags.split_whitespace());
+            run(&mut on(command, &found, &found.swiftshader, required))
+        })?;
+    }
+    steps.step("docs", || {
+        run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    steps.step("kernel matrix", kernels::kernels)?;
+    steps.summary();
+    Ok(())
+}
+
+/// A test command on one Vulkan driver, with the faces that must not be missing.
+fn on(mut command: Command, found: &Found, driver: &Path, required: &str) -> Command {
+    command
+        .env("VK_ICD_FILENAMES", driver)
+        .env("WGPU_BACKEND", "vulkan")
+        .env("ADVECT_NVRTC", &found.nvrtc)
+        .env("ADVECT_REQUIRE", required);
+    command
+}
+
+/// The tests that run on devices: one per op, and that of the wgpu target. They are found, not listed, so
+/// that a new op is not forgotten.
+fn device_tests() -> Result<Vec<String>> {
+    let mut names = vec!["wgpu".to_owned()];
+    for file in std::fs::read_dir(step::root().join("src/ops"))? {
+        let path = file?.path();
+        let Some(stem) = path.file_stem().map(|s| s.to_string_lossy().into_owned()) else { continue };
+        if step::root().join("tests").join(format!("{stem}.rs")).exists() {
+            names.push(stem);
+        }
+    }
+    names.sort();
+    Ok(names)
+}
