@@ -9,9 +9,9 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
-pub mod norm;
 pub mod attention;
 pub mod matmul;
+pub mod norm;
 pub mod resample;
 
 /// A row-major array of f64: the values exactly as the kernel's dtype holds them.

@@ -1,10 +1,11 @@
 //! What is timed: a list of cases in JSON, made into launches.
 
+use crate::cli::step_args;
 use advect::ops::{
-    Activation, Attention, AttentionArgs, Conv, ConvArgs, Matmul, MatmulArgs, Norm, NormArgs, NormKind, Resample,
-    ResampleArgs,
+    Activation, Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Noise, Norm,
+    NormArgs, NormKind, Resample, ResampleArgs, Step,
 };
-use advect::{Device, Dtype, Storage, Tensor, View};
+use advect::{Device, Dtype, Tensor, View};
 use anyhow::{Result, anyhow, bail, ensure};
 use serde::Deserialize;
 
@@ -137,10 +138,13 @@ impl Case {
     }
 
     /// What to time, by layout. A case that cannot be done here is an error that says why.
-    pub(super) fn launches(&self, device: &Device, dtype: Dtype) -> Vec<(Option<&'static str>, Result<Launch>)> {
-        let images = |f: &dyn Fn([usize; 4]) -> Result<Launch>| {
-            vec![(Some("nchw"), f(NCHW)), (Some("nhwc"), f(NHWC))]
-        };
+    pub(super) fn launches(
+        &self,
+        device: &Device,
+        dtype: Dtype,
+    ) -> Vec<(Option<&'static str>, Result<Launch>)> {
+        let images =
+            |f: &dyn Fn([usize; 4]) -> Result<Launch>| vec![(Some("nchw"), f(NCHW)), (Some("nhwc"), f(NHWC))];
         match self.kind.as_str() {
             "gemm" => vec![(None, self.gemm(device, dtype))],
             "attention" => vec![(None, self.attention(device, dtype))],
@@ -179,7 +183,7 @@ impl Case {
         let k = filled(device, dtype, &[B, Hkv, Nk, D])?;
         let v = filled(device, dtype, &[B, Hkv, Nk, D])?;
         let mut out = empty(device, dtype, &[B, Hq, Nq, D])?;
-        let op = Attention { softmax_scale: 1.0 / (D.max(1) as f32).sqrt() };
+        let op = Attention::new(D);
         // A group of query heads is a batch entry whose heads share keys and values by a stride of 0.
         let (b, h) = if Hq == Hkv { (B, Hq) } else { (Hkv, Hq / Hkv) };
         Ok(Launch {
@@ -219,7 +223,9 @@ impl Case {
         ensure!(stride > 0 && dil > 0 && kh > 0 && kw > 0, "stride, dil and k are at least 1");
         let extent = |size: usize, k: usize, axis: usize| {
             let padded = (size + 2 * pads[axis]).checked_sub(dil * (k - 1) + 1);
-            padded.map(|p| p / strides[axis] + 1).ok_or_else(|| anyhow!("the kernel is larger than the image"))
+            padded
+                .map(|p| p / strides[axis] + 1)
+                .ok_or_else(|| anyhow!("the kernel is larger than the image"))
         };
         let (oh, ow) = (extent(h, kh, 0)?, extent(w, kw, 1)?);
         let x = filled(device, dtype, &stored(order, [N, C, h, w]))?;
@@ -308,9 +314,67 @@ impl Case {
         })
     }
 
-    fn step(&self, _: &Device, _: Dtype) -> Result<Launch> {
-        todo!()
+    fn step(&self, device: &Device, dtype: Dtype) -> Result<Launch> {
+        let n = match self.kind.as_str() {
+            "scheduler" => {
+                let Shape { shape, .. } = self.fields()?;
+                sane(&shape)?;
+                shape.iter().product()
+            }
+            _ => self.fields::<Length>()?.n,
+        };
+        let buffer = || filled(device, dtype, &[1, n]);
+        let size = (n * dtype.size()) as f64;
+        match self.kind.as_str() {
+            "randn" => {
+                let (x, noise) = ([0.0; 8], Some(Noise { seed: 1, stream: 0 }));
+                let op = Step { coefficients: Coefficients::Values { x, noise: 1.0 }, noise };
+                // The unread first buffer is one element, repeated.
+                let unread = filled(device, dtype, &[1])?;
+                let mut out = empty(device, dtype, &[1, n])?;
+                let run = Box::new(move |device: &Device| {
+                    let unread = View::strided(unread.view().into_memory(), dtype, &[1, n], &[0, 0], 0)?;
+                    device.run(&op, step_args([unread], out.view_mut()))
+                });
+                Ok(Launch { flops: 0.0, bytes: size, run })
+            }
+            "dpmpp2m_cfg" => {
+                // DPM-Solver++(2M) with guidance g: x0 = (x - sigma eps) / alpha of the mixed noise
+                // prediction, then cx x + cd ((1 + h) x0 - h x0_before). Two outputs, so two launches.
+                let (g, sigma, alpha, cx, cd, h) = (7.5f32, 0.6f32, 0.8f32, 0.95f32, 0.21f32, 0.5f32);
+                let convert = combination(&[1.0 / alpha, -sigma * g / alpha, sigma * (g - 1.0) / alpha]);
+                let advance = combination(&[cx, cd * (1.0 + h), -cd * h]);
+                let (x, cond, uncond, before) = (buffer()?, buffer()?, buffer()?, buffer()?);
+                let (mut x0, mut out) = (empty(device, dtype, &[1, n])?, empty(device, dtype, &[1, n])?);
+                let run = Box::new(move |device: &Device| {
+                    let inputs = [x.view(), cond.view(), uncond.view()];
+                    device.run(&convert, step_args(inputs, x0.view_mut()))?;
+                    device.run(&advance, step_args([x.view(), x0.view(), before.view()], out.view_mut()))
+                });
+                Ok(Launch { flops: 0.0, bytes: 6.0 * size, run })
+            }
+            kind => {
+                // `scheduler` is Euler's step of a flow: x + h v.
+                let coefficients: &[f32] =
+                    if kind == "scheduler" { &[1.0, 0.1] } else { &[0.9, 0.1, -0.3, 0.2] };
+                let op = combination(coefficients);
+                let x = coefficients.iter().map(|_| buffer()).collect::<Result<Vec<_>>>()?;
+                let mut out = empty(device, dtype, &[1, n])?;
+                let bytes = (x.len() + 1) as f64 * size;
+                let run = Box::new(move |device: &Device| {
+                    device.run(&op, step_args(x.iter().map(Tensor::view), out.view_mut()))
+                });
+                Ok(Launch { flops: 0.0, bytes, run })
+            }
+        }
     }
+}
+
+/// The step that sums its buffers under these coefficients.
+fn combination(coefficients: &[f32]) -> Step {
+    let mut x = [0.0; 8];
+    x[..coefficients.len()].copy_from_slice(coefficients);
+    Step { coefficients: Coefficients::Values { x, noise: 0.0 }, noise: None }
 }
 
 fn bytes<const N: usize>(tensors: [&Tensor; N]) -> f64 {

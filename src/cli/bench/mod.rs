@@ -125,7 +125,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         None => "the built-in list of cases".into(),
     })?;
     if let Some(op) = &args.op {
-        ensure!(cases::OPS.contains(&op.as_str()), "there is no op `{op}`; the ops are {}", cases::OPS.join(", "));
+        ensure!(
+            cases::OPS.contains(&op.as_str()),
+            "there is no op `{op}`; the ops are {}",
+            cases::OPS.join(", ")
+        );
         cases.retain(|c| c.op() == Some(op));
     }
     ensure!(!cases.is_empty(), "there is no case of this op in the list");
@@ -148,7 +152,11 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
     let mut out = std::io::stdout().lock();
     let with = threads.map(|t| format!(", {t} threads")).unwrap_or_default();
     writeln!(out, "device    {name}{with}")?;
-    writeln!(out, "ceilings  {:.1} GFLOP/s f32 multiply-add, {:.1} GB/s copy", ceilings.gflops, ceilings.gbs)?;
+    writeln!(
+        out,
+        "ceilings  {:.1} GFLOP/s f32 multiply-add, {:.1} GB/s copy",
+        ceilings.gflops, ceilings.gbs
+    )?;
     out.flush()?;
 
     let header = ["case", "layout", "dtype", "ms", "ms min", "GFLOP/s", "% peak", "GB/s", "% copy", ""];
@@ -162,10 +170,22 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
             let result = result.unwrap_or_else(|e| Measured::Error { error: format!("{e:#}") });
             let cells = row(&result, &ceilings);
             table.add_row(
-                [case.id.clone(), layout.unwrap_or("").into(), args.dtype.to_string()].into_iter().chain(cells),
+                [case.id.clone(), layout.unwrap_or("").into(), args.dtype.to_string()]
+                    .into_iter()
+                    .chain(cells),
             );
             let (id, kind, dtype) = (&case.id, case.kind.as_str(), args.dtype.name());
-            let line = Line { framework: "advect", id, kind, variant, dtype, layout, threads, device: &name, result };
+            let line = Line {
+                framework: "advect",
+                id,
+                kind,
+                variant,
+                dtype,
+                layout,
+                threads,
+                device: &name,
+                result,
+            };
             if let Some(json) = &mut json {
                 serde_json::to_writer(&mut *json, &line).context("cannot write the JSON file")?;
                 writeln!(json).context("cannot write the JSON file")?;
@@ -191,7 +211,8 @@ fn row(result: &Measured, ceilings: &Ceilings) -> [String; 7] {
     match result {
         Measured::Time { ms, ms_min, gflops, gflops_best, gbs, gbs_best, .. } => {
             let number = |x: &Option<f64>| x.map(|x| format!("{x:.1}")).unwrap_or_default();
-            let percent = |x: &Option<f64>, of: f64| x.map(|x| format!("{:.0}", 100.0 * x / of)).unwrap_or_default();
+            let percent =
+                |x: &Option<f64>, of: f64| x.map(|x| format!("{:.0}", 100.0 * x / of)).unwrap_or_default();
             [
                 format!("{ms:.4}"),
                 format!("{ms_min:.4}"),

@@ -59,19 +59,20 @@ impl Classifier {
         Ok(self.scores(images)?.logits.chunks(CLASSES).map(largest).collect())
     }
 
-    fn conv(&self, name: &str, x: &[f32], shape: [usize; 4], to: usize, stride: usize) -> anyhow::Result<Vec<f32>> {
+    fn conv(
+        &self,
+        name: &str,
+        x: &[f32],
+        shape: [usize; 4],
+        to: usize,
+        stride: usize,
+    ) -> anyhow::Result<Vec<f32>> {
         let [n, from, side, _] = shape;
         let weight = self.weights.take(&format!("{name}.weight"), &[to, from, 3, 3])?;
         let bias = self.weights.take(&format!("{name}.bias"), &[to])?;
         let small = side / stride;
         let mut out = vec![0.0f32; n * to * small * small];
-        let op = Conv {
-            stride: [stride; 2],
-            padding: [1; 2],
-            dilation: [1; 2],
-            groups: 1,
-            activation: Activation::None,
-        };
+        let op = Conv { stride: [stride; 2], padding: [1; 2], ..Conv::default() };
         let args = ConvArgs {
             x: View::of(x, &shape)?,
             weight: View::of(weight, &[to, from, 3, 3])?,

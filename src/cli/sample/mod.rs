@@ -116,7 +116,10 @@ pub(crate) fn run(args: &SampleArgs) -> Result<ExitCode> {
     let (description, weights) = load(args.model.as_deref())?;
     let labels = &args.labels.0;
     if let Some(label) = labels.iter().find(|&&l| l >= description.num_classes) {
-        anyhow::bail!("--labels: this model draws the classes 0 to {}, not {label}", description.num_classes - 1);
+        anyhow::bail!(
+            "--labels: this model draws the classes 0 to {}, not {label}",
+            description.num_classes - 1
+        );
     }
     let default_count = if *labels == Vec::from_iter(0..10) { 80 } else { labels.len() };
     let count = args.count.map_or(default_count, |n| n as usize);
@@ -153,7 +156,12 @@ pub(crate) fn run(args: &SampleArgs) -> Result<ExitCode> {
         "the samples are not finite numbers: values left the range of {}; use --dtype f32 or less guidance",
         args.dtype,
     );
-    writeln!(out, "time     {:.3} s for {count} images, {:.2} ms an image", seconds, 1e3 * seconds / count as f64)?;
+    writeln!(
+        out,
+        "time     {:.3} s for {count} images, {:.2} ms an image",
+        seconds,
+        1e3 * seconds / count as f64
+    )?;
     if args.score {
         let clamped: Vec<f32> = images.iter().map(|x| x.clamp(-1.0, 1.0)).collect();
         let read = Classifier::new(args.threads)?.classify(&clamped)?;
@@ -187,7 +195,11 @@ fn load(folder: Option<&Path>) -> Result<(Description, Weights)> {
     };
     let (json, path) = read(DESCRIPTION)?;
     let description = Description::parse(&json).context(path)?;
-    ensure!(description.in_channels == 1, "this model draws images of {} channels; pictures have 1", description.in_channels);
+    ensure!(
+        description.in_channels == 1,
+        "this model draws images of {} channels; pictures have 1",
+        description.in_channels
+    );
     let (bytes, path) = read(FLOW)?;
     Ok((description, Weights::parse(&bytes).context(path)?))
 }

@@ -44,7 +44,10 @@ fn devices() -> Vec<Device> {
     #[cfg(feature = "wgpu")]
     all.extend(Device::wgpu(0));
     for face in required() {
-        assert!(face == "ptx-sim" || all.iter().any(|d| d.face() == face), "ADVECT_REQUIRE: there is no {face}");
+        assert!(
+            face == "ptx-sim" || all.iter().any(|d| d.face() == face),
+            "ADVECT_REQUIRE: there is no {face}"
+        );
     }
     all
 }
@@ -142,7 +145,11 @@ fn every_stage_is_the_golden_one() {
         let norm2: Vec<f32> = golden.get("down.1.res.norm2").iter().enumerate().map(scaled).collect();
         near("down.1.res.norm2", &got("down.1.res.norm2"), &norm2);
         let less = |a: Vec<f32>, b: Vec<f32>| a.iter().zip(&b).map(|(a, b)| a - b).collect::<Vec<f32>>();
-        near("down.1.res.conv2", &less(got("down.1.res"), got("down.1.res.skip")), golden.get("down.1.res.conv2"));
+        near(
+            "down.1.res.conv2",
+            &less(got("down.1.res"), got("down.1.res.skip")),
+            golden.get("down.1.res.conv2"),
+        );
         near("mid.attn.proj", &less(got("mid.attn"), got("mid.res0")), golden.get("mid.attn.proj"));
 
         let missed: Vec<&String> = golden.0.keys().filter(|k| !compared.contains_key(k.as_str())).collect();
@@ -171,7 +178,12 @@ fn velocities_are_the_golden_ones_at_every_time() {
             let got = unet.workspace().read(&v).unwrap();
             let tolerance = if t == 1.0 { 4e-5 } else { 5e-6 };
             let (null, cond) = got.split_at(n * PIXELS);
-            assert_near(&format!("{name}: v_null at {t}"), null, &golden.get("v_null")[images.clone()], tolerance);
+            assert_near(
+                &format!("{name}: v_null at {t}"),
+                null,
+                &golden.get("v_null")[images.clone()],
+                tolerance,
+            );
             assert_near(&format!("{name}: v_cond at {t}"), cond, &golden.get("v_cond")[images], tolerance);
         }
     }
@@ -187,8 +199,7 @@ fn trajectories_end_where_the_golden_ones_do() {
             for (guidance, name) in [(1.0, "cond"), (1.5, "cfg1.5")] {
                 let recipe = Recipe { method, steps: 10, guidance };
                 let weights = Weights::bundled_flow().unwrap();
-                let mut sampler =
-                    Sampler::new(device.clone(), Dtype::F32, &d, &weights, recipe, n).unwrap();
+                let mut sampler = Sampler::new(device.clone(), Dtype::F32, &d, &weights, recipe, n).unwrap();
                 let x0 = &golden.get("x0")[..n * PIXELS];
                 let got = sampler.continue_from(x0, &golden.labels()[..n]).unwrap();
                 let wanted = &golden.get(&format!("{method}10.{name}"))[..n * PIXELS];
@@ -237,7 +248,10 @@ fn assert_accuracy(method: Method, steps: usize, guidance: f64, wanted: f64) {
     let share = read.iter().zip(&classes).filter(|(a, b)| a == b).count() as f64 / 600.0;
     let allowed = 3.0 * (2.0 * wanted * (1.0 - wanted) / 600.0).sqrt();
     println!("{method}{steps}, guidance {guidance}: {share:.4}, metrics.json {wanted} +- {allowed:.4}");
-    assert!((share - wanted).abs() <= allowed, "{share} of the samples are right, wanted {wanted} +- {allowed}");
+    assert!(
+        (share - wanted).abs() <= allowed,
+        "{share} of the samples are right, wanted {wanted} +- {allowed}"
+    );
 }
 
 #[test]

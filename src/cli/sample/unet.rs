@@ -7,8 +7,8 @@
 use super::model::{Description, Weights};
 use super::workspace::{Id, Workspace, pixels, with_channels};
 use advect::ops::{
-    Activation, Attention, AttentionArgs, Conv, ConvArgs, Matmul, MatmulArgs, Norm, NormArgs, NormKind, Resample,
-    ResampleArgs,
+    Activation, Attention, AttentionArgs, Conv, ConvArgs, Matmul, MatmulArgs, Norm, NormArgs, NormKind,
+    Resample, ResampleArgs,
 };
 use advect::{Device, Dtype, Result, View};
 use std::ops::Range;
@@ -404,7 +404,9 @@ impl Unet {
                 None => runner.residual(&level.up, b, &films, &b.concat, &b.last)?,
             }
             if let Some((grow, above)) = level.grow.as_ref().zip(i.checked_sub(1).map(|i| &levels[i])) {
-                runner.workspace.run(&Resample::Up2, ResampleArgs { x: b.last.clone(), out: above.raised.clone() })?;
+                runner
+                    .workspace
+                    .run(&Resample::Up2, ResampleArgs { x: b.last.clone(), out: above.raised.clone() })?;
                 runner.conv3(grow, 1, &above.raised, None, &above.risen()?)?;
                 runner.mark(&format!("up.{i}"), ".up", &above.risen()?)?;
             }
@@ -463,13 +465,7 @@ impl Runner {
         residual: Option<&Image>,
         out: &Image,
     ) -> Result<()> {
-        let op = Conv {
-            stride: [stride; 2],
-            padding: [1; 2],
-            dilation: [1; 2],
-            groups: 1,
-            activation: Activation::None,
-        };
+        let op = Conv { stride: [stride; 2], padding: [1; 2], ..Conv::default() };
         let args = ConvArgs {
             x: x.clone(),
             weight: layer.weight.clone(),
@@ -504,7 +500,14 @@ impl Runner {
         self.workspace.run(&op, args)
     }
 
-    fn residual(&mut self, block: &Residual, b: &Buffers, films: &View<Id>, x: &Image, out: &Image) -> Result<()> {
+    fn residual(
+        &mut self,
+        block: &Residual,
+        b: &Buffers,
+        films: &View<Id>,
+        x: &Image,
+        out: &Image,
+    ) -> Result<()> {
         let normed = with_channels(&b.normed, x.shape()[1])?;
         self.norm(&block.norm1, x, Activation::Silu, None, &normed)?;
         self.mark(&block.name, ".norm1", &normed)?;
@@ -543,7 +546,7 @@ impl Runner {
                 .split(2, heads)?
                 .permute(&[0, 2, 1, 3])
         };
-        let op = Attention { softmax_scale: (self.head_dim as f32).sqrt().recip() };
+        let op = Attention::new(self.head_dim);
         let args = AttentionArgs {
             q: tokens(&b.qkv, 0)?,
             k: tokens(&b.qkv, c)?,

@@ -76,14 +76,15 @@ impl Workspace {
             outputs.iter().map(|&id| self.tensors[id].take().expect("an op writes a storage once")).collect();
         let mut written = taken.iter_mut();
         let input = |_, v: View<Id>| {
-            v.try_map(|id| Ok(self.tensors[id].as_ref().expect("no op reads what it writes").view().into_memory()))
+            v.try_map(|id| {
+                Ok(self.tensors[id].as_ref().expect("no op reads what it writes").view().into_memory())
+            })
         };
         let output = |_, v: View<Id>| {
             v.try_map(|_| Ok(written.next().expect("one was taken per output").view_mut().into_memory()))
         };
-        let result = T::map(args, input, output).and_then(|args: T::Args<&Storage, &mut Storage>| {
-            self.device.run(op, args)
-        });
+        let result = T::map(args, input, output)
+            .and_then(|args: T::Args<&Storage, &mut Storage>| self.device.run(op, args));
         for (id, tensor) in outputs.into_iter().zip(taken) {
             self.tensors[id] = Some(tensor);
         }
