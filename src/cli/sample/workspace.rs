@@ -21,10 +21,6 @@ impl Workspace {
         Self { device, dtype, tensors: Vec::new() }
     }
 
-    pub(crate) fn device(&self) -> &Device {
-        &self.device
-    }
-
     fn push(&mut self, tensor: Tensor) -> Result<View<Id>> {
         let view = View::contiguous(self.tensors.len(), self.dtype, tensor.shape());
         self.tensors.push(Some(tensor));
