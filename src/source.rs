@@ -7,7 +7,7 @@
 //! storage where the adapter has no f16.
 
 use crate::dtype::Dtype;
-use crate::op::{Consts, Language, Op, Scalar, Scalars, Signature, Slot};
+use crate::op::{Consts, Language, Op, Plan, Scalar, Scalars, Signature, Slot};
 use std::fmt::Write;
 
 /// Files that kernels may include, by the name they use.
@@ -17,8 +17,31 @@ const INCLUDES: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("../kernels/common/activation.cuh")),
     ("common/span.cuh", include_str!("../kernels/common/span.cuh")),
     ("common/mma.cuh", include_str!("../kernels/common/mma.cuh")),
+    ("common/philox.cuh", include_str!("../kernels/common/philox.cuh")),
+    ("common/philox.wgsl", include_str!("../shaders/common/philox.wgsl")),
     ("common/activation.wgsl", include_str!("../shaders/common/activation.wgsl")),
 ];
+
+/// A kernel that is compiled by itself: all that its source depends on besides the language.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct Variant {
+    /// The op.
+    pub op: &'static str,
+    /// The kernel's name in its file.
+    pub entry: &'static str,
+    /// Dtype and presence of each operand.
+    pub signature: Signature,
+    /// The constants.
+    pub consts: Consts,
+}
+
+impl Variant {
+    /// The kernel that a plan of the op `T` launches.
+    pub fn new<T: Op>(plan: &Plan, signature: Signature) -> Self {
+        let signature = signature.without_alignment();
+        Self { op: T::NAME, entry: plan.entry, signature, consts: plan.consts.clone() }
+    }
+}
 
 /// The complete source of a kernel of `T`, as its compiler sees it.
 pub fn source<T: Op>(signature: &Signature, consts: &Consts, language: Language) -> String {

@@ -4,3 +4,4 @@ mod attention;
 mod matmul;
 mod norm;
 mod resample;
+mod step;

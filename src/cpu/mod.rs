@@ -6,4 +6,5 @@ pub(crate) mod matmul;
 pub(crate) mod norm;
 pub(crate) mod resample;
 pub(crate) mod simd;
+pub(crate) mod step;
 pub(crate) mod strided;

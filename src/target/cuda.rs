@@ -1,0 +1,403 @@
+//! CUDA: launches into a stream that the host owns, or into one of its own.
+//!
+//! The host keeps its context, its memory and its stream; advect adds kernels:
+//!
+//! ```no_run
+//! # fn demo(stream: *mut std::ffi::c_void, x: u64, y: u64) -> advect::Result<()> {
+//! use advect::{Dtype, View, ops::{Resample, ResampleArgs}, target::cuda::{Cuda, DevicePtr}};
+//! let cuda = Cuda::new(0)?;
+//! // SAFETY: x and y are allocations of these sizes, the stream belongs to device 0, and all of them
+//! // outlive the work.
+//! let (x, y, mut stream) =
+//!     unsafe { (DevicePtr::new(x, 8192), DevicePtr::new(y, 32768), cuda.on(stream)) };
+//! stream.run(
+//!     &Resample::Up2,
+//!     ResampleArgs {
+//!         x: View::contiguous(x, Dtype::F32, &[1, 8, 16, 16])?,
+//!         out: View::contiguous(y, Dtype::F32, &[1, 8, 32, 32])?,
+//!     },
+//! )?;
+//! # Ok(()) }
+//! ```
+//!
+//! Kernels are compiled at their first use, for exactly the device they run on, and kept in memory and on
+//! disk ([`cache`]). A launch allocates nothing on the device and waits for nothing, so it can be captured
+//! in a CUDA graph, once [`Cuda::warm`] or an earlier launch has compiled its kernel.
+
+pub mod cache;
+pub mod launch;
+mod memory;
+pub mod nvrtc;
+
+pub use memory::{Buffer, DevicePtr};
+
+use crate::error::{Error, Result};
+use crate::op::{Caps, Language, Op};
+use crate::source::{self, Variant};
+use cache::{Cache, Key};
+use cudarc::driver::result::{self, DriverError};
+use cudarc::driver::{CudaContext, CudaStream, sys};
+use launch::Launch;
+use nvrtc::{Artifact, Nvrtc, Output};
+use std::collections::HashMap;
+use std::ffi::{CString, c_void};
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex, PoisonError};
+
+/// NVRTC behind a cache on disk. Needs no GPU.
+#[derive(Debug, Clone)]
+pub struct Compiler {
+    nvrtc: &'static Nvrtc,
+    cache: Cache,
+}
+
+impl Compiler {
+    /// The process's NVRTC and the cache that the environment says.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no NVRTC.
+    pub fn new() -> Result<Self> {
+        Ok(Self { nvrtc: Nvrtc::get()?, cache: Cache::from_env() })
+    }
+
+    /// With another cache.
+    #[must_use]
+    pub fn with_cache(self, cache: Cache) -> Self {
+        Self { cache, ..self }
+    }
+
+    /// The compiler.
+    pub fn nvrtc(&self) -> &'static Nvrtc {
+        self.nvrtc
+    }
+
+    /// Finds or compiles one complete source for an architecture as NVRTC names it (`90a`).
+    ///
+    /// # Errors
+    /// [`Error::Compile`] with the compiler's log.
+    pub fn compile(&self, op: &'static str, source: &str, arch: &str, output: Output) -> Result<Artifact> {
+        let options = nvrtc::options(arch, output).join("\0");
+        let (major, minor) = self.nvrtc.version();
+        let version = format!("NVRTC {major}.{minor}");
+        let key = Key::new([source.as_bytes(), options.as_bytes(), version.as_bytes()]);
+        self.cache.get_or(&key, || self.nvrtc.compile(op, source, arch, output))
+    }
+}
+
+/// A CUDA device with the kernels compiled so far. Cheap to clone.
+#[derive(Clone)]
+pub struct Cuda(Arc<Shared>);
+
+struct Shared {
+    /// Before the context, which must outlive the kernels' modules.
+    kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
+    stream: Arc<CudaStream>,
+    context: Arc<CudaContext>,
+    caps: Caps,
+    compiler: Compiler,
+}
+
+impl std::fmt::Debug for Cuda {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_tuple("Cuda").field(&self.0.caps.name).finish()
+    }
+}
+
+fn unavailable(why: impl ToString, remedy: &str) -> Error {
+    Error::Unavailable { target: "cuda", why: why.to_string(), remedy: remedy.into() }
+}
+
+const USE_ANOTHER: &str = "use wgpu or the cpu";
+
+/// How many CUDA devices there are.
+///
+/// # Errors
+/// [`Error::Unavailable`] when there is no driver, or when it does not start.
+pub fn count() -> Result<usize> {
+    // SAFETY: loading the driver's library runs only its own initialisers.
+    if !unsafe { sys::is_culib_present() } {
+        let why = "the NVIDIA driver's library (libcuda) was not found";
+        return Err(unavailable(why, "install the NVIDIA driver, or use wgpu or the cpu"));
+    }
+    let refused = |e: DriverError| unavailable(format!("the NVIDIA driver says: {}", says(&e)), USE_ANOTHER);
+    result::init().map_err(refused)?;
+    Ok(result::device::get_count().map_err(refused)?.max(0) as usize)
+}
+
+/// The driver's words for an error.
+fn says(error: &DriverError) -> String {
+    let words = error.error_string().map(|s| s.to_string_lossy().into_owned());
+    format!("{} ({:?})", words.unwrap_or_else(|_| "unknown error".into()), error.0)
+}
+
+impl Cuda {
+    /// The device of this number: its primary context, which the runtime API and most engines share, and a
+    /// stream of its own for [`Cuda::run`].
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no driver, no such device or no NVRTC, or when this NVRTC does
+    /// not know the device's architecture.
+    pub fn new(ordinal: usize) -> Result<Self> {
+        let devices = count()?;
+        if ordinal >= devices {
+            let why = format!("device {ordinal} was asked for and {devices} were found");
+            return Err(unavailable(why, USE_ANOTHER));
+        }
+        let compiler = Compiler::new()?;
+        let refused = |e: DriverError| {
+            unavailable(format!("device {ordinal} does not start: {}", says(&e)), USE_ANOTHER)
+        };
+        let context = CudaContext::new(ordinal).map_err(refused)?;
+        let stream = context.new_stream().map_err(refused)?;
+        let caps = device_caps(&context).map_err(refused)?;
+        if let Language::Cuda { arch } = caps.language
+            && !compiler.nvrtc.architectures().contains(&arch)
+        {
+            let (major, minor) = compiler.nvrtc.version();
+            let why = format!("NVRTC {major}.{minor} does not compile for sm_{arch}, {}", caps.name);
+            return Err(unavailable(why, "use another version of NVRTC (ADVECT_NVRTC), wgpu or the cpu"));
+        }
+        let kernels = Mutex::default();
+        Ok(Self(Arc::new(Shared { kernels, stream, context, caps, compiler })))
+    }
+
+    /// What the device can do.
+    pub fn caps(&self) -> &Caps {
+        &self.0.caps
+    }
+
+    /// Launches into the host's stream, a `CUstream` or `cudaStream_t` (null is the default stream).
+    ///
+    /// # Safety
+    /// The stream belongs to the primary context of this device and outlives what is returned. A clone of
+    /// `self` outlives the launched work, and every CUDA graph that captured it.
+    pub unsafe fn on(&self, stream: *mut c_void) -> On<'_> {
+        On { cuda: self, stream: stream.cast() }
+    }
+
+    fn own(&self) -> On<'_> {
+        On { cuda: self, stream: self.0.stream.cu_stream() }
+    }
+
+    /// Validates one op and launches it into the stream of its own. It is done by the next
+    /// [`Cuda::synchronize`] or [`Cuda::read`].
+    ///
+    /// # Errors
+    /// As [`On::run`].
+    pub fn run<T: Op>(&self, op: &T, args: T::Args<DevicePtr, DevicePtr>) -> Result<()> {
+        self.own().run(op, args)
+    }
+
+    /// Compiles and loads the kernel that a call with such arguments needs, so that the launch itself does
+    /// not.
+    ///
+    /// # Errors
+    /// As [`On::run`].
+    pub fn warm<T: Op>(&self, op: &T, args: &T::Args<DevicePtr, DevicePtr>) -> Result<()> {
+        let (variant, launch) = launch::prepare(op, args, self.caps())?;
+        let _current = self.enter()?;
+        self.kernel::<T>(variant)?.allow_shared(&launch).map_err(|e| self.failed("cuFuncSetAttribute", e))
+    }
+
+    /// Waits for everything launched by [`Cuda::run`].
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when a kernel failed.
+    pub fn synchronize(&self) -> Result<()> {
+        let _current = self.enter()?;
+        // SAFETY: the stream is alive.
+        unsafe { result::stream::synchronize(self.0.stream.cu_stream()) }
+            .map_err(|e| self.failed("cuStreamSynchronize", e))
+    }
+
+    fn failed(&self, call: &'static str, error: DriverError) -> Error {
+        Error::Driver { target: self.0.caps.name.clone(), call, message: says(&error) }
+    }
+
+    /// Makes the context the thread's own until the guard goes: the host's stays as it was.
+    fn enter(&self) -> Result<Current> {
+        Current::set(&self.0.context).map_err(|e| self.failed("cuCtxSetCurrent", e))
+    }
+
+    /// The kernel of a variant, compiled and loaded at its first use. The context is current.
+    fn kernel<T: Op>(&self, variant: Variant) -> Result<Arc<Kernel>> {
+        // Compiling under the lock keeps two threads from compiling the same kernel twice.
+        let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(kernel) = kernels.get(&variant) {
+            return Ok(kernel.clone());
+        }
+        let Shared { caps, compiler, context, .. } = &*self.0;
+        let Language::Cuda { arch } = caps.language else { unreachable!("made by `device_caps`") };
+        let text = source::source::<T>(&variant.signature, &variant.consts, caps.language);
+        let cubin = compiler.compile(T::NAME, &text, &nvrtc::architecture(arch), Output::Cubin)?.bytes;
+        let kernel =
+            Kernel::load(context, &cubin, variant.entry).map_err(|e| self.failed("cuModuleLoadData", e))?;
+        let kernel = Arc::new(kernel);
+        kernels.insert(variant, kernel.clone());
+        Ok(kernel)
+    }
+}
+
+/// A stream to launch into.
+pub struct On<'a> {
+    cuda: &'a Cuda,
+    stream: sys::CUstream,
+}
+
+impl On<'_> {
+    /// Validates one op and launches it.
+    ///
+    /// # Errors
+    /// [`Error::Argument`], [`Error::Limit`], [`Error::Unsupported`], [`Error::Compile`] or
+    /// [`Error::Driver`]; nothing is then launched.
+    pub fn run<T: Op>(&mut self, op: &T, args: T::Args<DevicePtr, DevicePtr>) -> Result<()> {
+        let (variant, launch) = launch::prepare(op, &args, self.cuda.caps())?;
+        if launch.grid.contains(&0) {
+            return Ok(());
+        }
+        let _current = self.cuda.enter()?;
+        let kernel = self.cuda.kernel::<T>(variant)?;
+        kernel.allow_shared(&launch).map_err(|e| self.cuda.failed("cuFuncSetAttribute", e))?;
+        kernel.launch(&launch, self.stream).map_err(|e| self.cuda.failed("cuLaunchKernel", e))
+    }
+}
+
+/// The calling thread's context, put back when this is dropped.
+struct Current(Option<sys::CUcontext>);
+
+impl Current {
+    fn set(context: &CudaContext) -> Result<Self, DriverError> {
+        let ours = context.cu_ctx();
+        let before = result::ctx::get_current()?;
+        if before == Some(ours) {
+            return Ok(Self(None));
+        }
+        // SAFETY: the context is retained as long as `context` lives.
+        unsafe { result::ctx::set_current(ours) }?;
+        Ok(Self(Some(before.unwrap_or(std::ptr::null_mut()))))
+    }
+}
+
+impl Drop for Current {
+    fn drop(&mut self) {
+        if let Some(before) = self.0 {
+            // SAFETY: it was current on this thread when the guard was made. That it cannot be restored has
+            // no one to be told to.
+            let _ = unsafe { result::ctx::set_current(before) };
+        }
+    }
+}
+
+/// Shared memory of a block that needs no permission, static and dynamic together.
+const FREE_SHARED_BYTES: u32 = 48 << 10;
+
+/// A loaded kernel.
+struct Kernel {
+    module: sys::CUmodule,
+    function: sys::CUfunction,
+    static_shared_bytes: u32,
+    /// The dynamic shared memory it may be launched with.
+    allowed_shared_bytes: AtomicU32,
+    context: Arc<CudaContext>,
+}
+
+// SAFETY: the driver's handles may be used from any thread on which their context is current.
+unsafe impl Send for Kernel {}
+// SAFETY: as above; the driver locks what it changes.
+unsafe impl Sync for Kernel {}
+
+impl Kernel {
+    /// The context is current.
+    fn load(context: &Arc<CudaContext>, cubin: &[u8], entry: &str) -> Result<Self, DriverError> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC_SHARED;
+        let name = CString::new(entry).map_err(|_| DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND))?;
+        // SAFETY: the image is a whole CUBIN from NVRTC (its checksum held, if it came from disk), which
+        // says its own length.
+        let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }?;
+        let mut kernel = Self {
+            module,
+            function: std::ptr::null_mut(),
+            static_shared_bytes: 0,
+            allowed_shared_bytes: AtomicU32::new(0),
+            context: context.clone(),
+        };
+        // SAFETY: the module was loaded above and lives as long as the kernel.
+        unsafe {
+            kernel.function = result::module::get_function(module, name)?;
+            let bytes = result::function::get_function_attribute(kernel.function, STATIC_SHARED)?;
+            kernel.static_shared_bytes = bytes as u32;
+        }
+        kernel.allowed_shared_bytes =
+            AtomicU32::new(FREE_SHARED_BYTES.saturating_sub(kernel.static_shared_bytes));
+        Ok(kernel)
+    }
+
+    /// Asks for the dynamic shared memory that a launch needs, if it was not asked for before.
+    fn allow_shared(&self, launch: &Launch) -> Result<(), DriverError> {
+        use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_MAX_DYNAMIC_SHARED_SIZE_BYTES as MAX_DYNAMIC_SHARED;
+        let bytes = launch.shared_bytes;
+        if bytes > self.allowed_shared_bytes.load(Ordering::Relaxed) {
+            // SAFETY: the function's module is loaded.
+            unsafe {
+                result::function::set_function_attribute(self.function, MAX_DYNAMIC_SHARED, bytes as i32)
+            }?;
+            // Two threads may ask at once; asking again with more is all that a lost update costs.
+            self.allowed_shared_bytes.store(bytes, Ordering::Relaxed);
+        }
+        Ok(())
+    }
+
+    /// The context is current and the stream belongs to it.
+    fn launch(&self, launch: &Launch, stream: sys::CUstream) -> Result<(), DriverError> {
+        let bytes = launch.arguments.bytes();
+        let mut arguments: arrayvec::ArrayVec<*mut c_void, { crate::op::MAX_OPERANDS + 1 }> = launch
+            .arguments
+            .offsets()
+            .map(|at| std::ptr::from_ref(&bytes[at]).cast_mut().cast::<c_void>())
+            .collect();
+        let [grid, block] = [launch.grid, launch.block].map(|d| (d[0], d[1], d[2]));
+        // SAFETY: the arguments are those that the kernel declares: both come from the same operands and
+        // params. The driver copies them before it returns. The kernel reaches only into the extents that
+        // `op::prepare` checked against memory that is alive (`DevicePtr::new`) until the work is done.
+        unsafe {
+            result::launch_kernel(self.function, grid, block, launch.shared_bytes, stream, &mut arguments)
+        }
+    }
+}
+
+impl Drop for Kernel {
+    fn drop(&mut self) {
+        if let Ok(_current) = Current::set(&self.context) {
+            // SAFETY: loaded by `load` and unloaded only here. A failure leaves the module to the context.
+            let _ = unsafe { result::module::unload(self.module) };
+        }
+    }
+}
+
+/// What the driver says that a device can do.
+fn device_caps(context: &CudaContext) -> Result<Caps, DriverError> {
+    use sys::CUdevice_attribute::*;
+    let get = |attribute| context.attribute(attribute).map(|value| value.max(0) as u32);
+    let (major, minor) = context.compute_capability()?;
+    let arch = (major * 10 + minor) as u32;
+    let warp = get(CU_DEVICE_ATTRIBUTE_WARP_SIZE)?;
+    Ok(Caps {
+        name: format!("{} (sm_{arch})", context.name()?),
+        language: Language::Cuda { arch },
+        shared_bytes: get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
+        max_threads: get(CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,
+        max_block: [
+            get(CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_X)?,
+            get(CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Y)?,
+            get(CU_DEVICE_ATTRIBUTE_MAX_BLOCK_DIM_Z)?,
+        ],
+        max_grid: [
+            get(CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_X)?,
+            get(CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Y)?,
+            get(CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
+        ],
+        subgroup: [warp, warp],
+        max_operands: u32::MAX,
+        max_binding: u64::MAX,
+    })
+}
