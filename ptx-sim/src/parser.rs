@@ -450,9 +450,7 @@ impl<'a> Parser<'a> {
 
     /// `+4`, `+-4`, `-4` or nothing.
     fn addend(&mut self) -> Result<i64> {
-        if self.eat(b'+') {
-            Ok(self.int()? as i64)
-        } else if self.peek() == Some(Tok::Punct(b'-')) {
+        if self.eat(b'+') || self.peek() == Some(Tok::Punct(b'-')) {
             Ok(self.int()? as i64)
         } else {
             Ok(0)

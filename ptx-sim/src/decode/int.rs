@@ -121,7 +121,8 @@ impl Ins<'_, '_, '_> {
                     (Some(1), true) if ty == S32 => IntOp::MadHiSat,
                     (Some(2), false) => IntOp::MadWide,
                     _ => {
-                        return self.bad("one of .lo, .hi, .wide is needed, .sat only with .hi.s32");
+                        return self
+                            .bad("one of .lo, .hi, .wide is needed, .sat only with .hi.s32");
                     }
                 };
                 Ok(Op::Int { op, ty, d, a, b, c })

@@ -403,7 +403,7 @@ pub(crate) fn div(a: Num, b: Num) -> Num {
                 neg,
                 exp: ea - shift - eb,
                 man: ma / mb,
-                sticky: ma % mb != 0,
+                sticky: !ma.is_multiple_of(mb),
             }
         }
     }

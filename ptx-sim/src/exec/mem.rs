@@ -545,8 +545,6 @@ impl Env<'_> {
             )
         });
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn atom(
         &mut self,
         warp: &mut Warp,
@@ -662,8 +660,6 @@ impl Env<'_> {
             map.entry(address).or_default().insert(self.block);
         }
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn cp_async(
         &mut self,
         warp: &mut Warp,

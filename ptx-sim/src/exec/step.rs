@@ -680,7 +680,7 @@ impl Env<'_> {
                 let address = v.v[lane];
                 let index = address.wrapping_sub(FUNCTION_WINDOW) / 16;
                 let known = address >= FUNCTION_WINDOW
-                    && address % 16 == 0
+                    && address.is_multiple_of(16)
                     && index < self.cx.functions.len() as u64;
                 let callee = if known {
                     self.cx.functions.get(index as usize)
