@@ -2,7 +2,6 @@
 
 mod attention;
 mod conv;
-mod norm;
 mod matmul;
 mod norm;
 mod resample;

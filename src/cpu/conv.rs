@@ -255,7 +255,11 @@ impl<T: Element> Job<'_, T> {
                     to: unsafe { packed.0.add(index * cut.panel) },
                 });
             };
-            if all * cut.panel > SCRATCH { cpu.each(all, pack) } else { (0..all).for_each(pack) }
+            if all * cut.panel > SCRATCH {
+                cpu.each(all, pack)
+            } else {
+                (0..all).for_each(pack)
+            }
 
             let blocks = self.out_size[0].div_ceil(cut.rows);
             let work = cut.rows * self.out_size[1] * self.groups * cut.panels * cut.panel;
@@ -293,7 +297,14 @@ impl<T: Element> Job<'_, T> {
                     }
                 } else {
                     let first = rows.start * self.stride[0];
-                    cut.isa.run(Fill { job: self, cut, sample, group, rows: first..first + seen, to: scratch });
+                    cut.isa.run(Fill {
+                        job: self,
+                        cut,
+                        sample,
+                        group,
+                        rows: first..first + seen,
+                        to: scratch,
+                    });
                     scratch.cast_const()
                 };
                 for panel in 0..cut.panels {
@@ -301,7 +312,17 @@ impl<T: Element> Job<'_, T> {
                     let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
                     let first = panel * cut.width;
                     let channels = first..self.c_out.min(first + cut.width);
-                    let strip = Strip { cut, job: self, sample, group, rows: &rows, channels, base, weights, sums: buffer };
+                    let strip = Strip {
+                        cut,
+                        job: self,
+                        sample,
+                        group,
+                        rows: &rows,
+                        channels,
+                        base,
+                        weights,
+                        sums: buffer,
+                    };
                     if cut.flat || !cut.by_pixels {
                         strip.segment(0..rows.len() * self.out_size[1]);
                     } else {
@@ -804,7 +825,12 @@ unsafe fn products<S: Simd, const P: usize, const V: usize>(
 /// # Safety
 /// As [`products`], the weights being runs padded with zeros.
 #[inline(always)]
-unsafe fn dots<S: Simd, const O: usize>(taps: Taps, weights: *const f32, windows: [*const f32; 4], to: *mut f32) {
+unsafe fn dots<S: Simd, const O: usize>(
+    taps: Taps,
+    weights: *const f32,
+    windows: [*const f32; 4],
+    to: *mut f32,
+) {
     let run = taps.run.next_multiple_of(S::LANES);
     let channel = taps.rows * taps.columns * run;
     // SAFETY: this function's contract.
@@ -901,7 +927,12 @@ impl<T: Element> Finish<'_, T> {
                 for c in (0..channels.len()).step_by(S::LANES) {
                     let mut turned = [0.0f32; MAX_LANES * MAX_LANES];
                     if !cut.dots {
-                        S::transpose(sums.add(q * step + c).cast_const(), step, turned.as_mut_ptr(), S::LANES);
+                        S::transpose(
+                            sums.add(q * step + c).cast_const(),
+                            step,
+                            turned.as_mut_ptr(),
+                            S::LANES,
+                        );
                     }
                     for lane in 0..S::LANES.min(channels.len() - c) {
                         let sum = if cut.dots {
@@ -923,7 +954,14 @@ impl<T: Element> Finish<'_, T> {
     /// # Safety
     /// They are inside `out` and this thread's.
     #[inline(always)]
-    unsafe fn store<S: Simd>(&self, activation: Activation, z: S::V, index: [usize; 4], axis: usize, lanes: usize) {
+    unsafe fn store<S: Simd>(
+        &self,
+        activation: Activation,
+        z: S::V,
+        index: [usize; 4],
+        axis: usize,
+        lanes: usize,
+    ) {
         let job = self.strip.job;
         // SAFETY: this function's contract.
         unsafe {

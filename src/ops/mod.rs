@@ -8,7 +8,7 @@ pub mod norm;
 pub mod resample;
 pub mod step;
 
-pub use activation::{Activation};
+pub use activation::Activation;
 pub use attention::{Attention, AttentionArgs};
 pub use conv::{Conv, ConvArgs};
 pub use matmul::{Matmul, MatmulArgs};

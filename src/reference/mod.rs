@@ -11,7 +11,6 @@ use crate::ops::Activation;
 
 pub mod attention;
 pub mod conv;
-pub mod norm;
 pub mod matmul;
 pub mod norm;
 pub mod resample;
