@@ -7,6 +7,7 @@ mod dtype;
 mod error;
 pub mod op;
 pub mod ops;
+pub mod philox;
 pub mod reference;
 pub mod source;
 pub mod target;

@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
-mod norm;
 mod matmul;
+mod norm;
 mod resample;
+mod step;

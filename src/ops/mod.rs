@@ -6,6 +6,7 @@ pub mod conv;
 pub mod matmul;
 pub mod norm;
 pub mod resample;
+pub mod step;
 
 pub use activation::Activation;
 pub use attention::{Attention, AttentionArgs};
@@ -13,3 +14,4 @@ pub use conv::{Conv, ConvArgs};
 pub use matmul::{Matmul, MatmulArgs};
 pub use norm::{Norm, NormArgs, NormKind};
 pub use resample::{Resample, ResampleArgs};
+pub use step::{Coefficients, Noise, Step, StepArgs};

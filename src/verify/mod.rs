@@ -13,7 +13,7 @@ pub use probe::{Ceilings, ceilings};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
-use crate::ops::{Attention, Conv, Matmul, Norm, Resample};
+use crate::ops::{Attention, Conv, Matmul, Norm, Resample, Step};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
@@ -28,4 +28,5 @@ pub fn each_op(visitor: &mut impl OpVisitor) {
     visitor.visit::<Attention>();
     visitor.visit::<Conv>();
     visitor.visit::<Resample>();
+    visitor.visit::<Step>();
 }
