@@ -1173,6 +1173,29 @@ impl<T: Element> Finish<'_, T> {
         unsafe {
             if !cut.by_pixels {
                 let mut from = sums.cast_const();
+                if job.out_strides[1] == 1 && job.residual.is_none_or(|r| r.strides[1] == 1) {
+                    for place in self.places {
+                        let to = job.out.at(place.out);
+                        let residual = job.residual.map(|r| r.at.at(place.residual));
+                        let biases = self.biases.as_ptr().add(place.biases);
+                        let mut c = 0;
+                        while c + S::LANES <= channels.len() {
+                            let z = S::add(S::load(from.add(c)), S::load(biases.add(c)));
+                            let mut z = activate::<S>(activation, z);
+                            if let Some(residual) = residual {
+                                z = S::add(z, S::get(residual.add(c)));
+                            }
+                            S::put(to.add(c), z);
+                            c += S::LANES;
+                        }
+                        if c < channels.len() {
+                            let z = S::add(S::load(from.add(c)), S::load(biases.add(c)));
+                            self.store::<S>(activation, z, place, c, 1, channels.len() - c);
+                        }
+                        from = from.add(step);
+                    }
+                    return;
+                }
                 for place in self.places {
                     let biases = self.biases.as_ptr().add(place.biases);
                     let mut c = 0;
