@@ -114,8 +114,11 @@ struct SharedBits {
     common_end: u32,
     common_bytes: u32,
     /// Of each kernel: variables, end, bytes.
-    own: HashMap<u32, (Vec<(u32, u32)>, u32, u32)>,
+    own: HashMap<u32, OwnShared>,
 }
+
+/// Offset and size of a kernel's own shared variables, where they end, and their bytes.
+type OwnShared = (Vec<(u32, u32)>, u32, u32);
 
 impl Module {
     /// Parses and decodes PTX text.

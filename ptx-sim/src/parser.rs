@@ -413,13 +413,7 @@ impl<'a> Parser<'a> {
 
     /// `+4`, `+-4`, `-4` or nothing.
     fn addend(&mut self) -> Result<i64> {
-        if self.eat(b'+') {
-            Ok(self.int()? as i64)
-        } else if self.peek() == Some(Tok::Punct(b'-')) {
-            Ok(self.int()? as i64)
-        } else {
-            Ok(0)
-        }
+        if self.eat(b'+') || self.peek() == Some(Tok::Punct(b'-')) { Ok(self.int()? as i64) } else { Ok(0) }
     }
 
     fn params(&mut self) -> Result<Vec<VarDecl<'a>>> {

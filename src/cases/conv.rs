@@ -221,7 +221,9 @@ impl Verified for Conv {
         // An image without rows is all padding.
         all.push(Sketch { size: [1, 2, 3, 0, 4], kernel: [2, 3], ..PLAIN });
         let point = Sketch { kernel: [1, 1], padding: [0, 0], ..PLAIN };
-        for size in [[0, 8, 4, 3, 3], [3, 1, 2, 4, 4], [2, 32, 40, 7, 7], [1, 70, 33, 5, 13], [65, 8, 3, 1, 1]] {
+        for size in
+            [[0, 8, 4, 3, 3], [3, 1, 2, 4, 4], [2, 32, 40, 7, 7], [1, 70, 33, 5, 13], [65, 8, 3, 1, 1]]
+        {
             for lies in both {
                 all.push(Sketch { size, lies, ..point.clone() });
             }
@@ -243,9 +245,11 @@ impl Verified for Conv {
                 all.push(Sketch { size, groups, lies, ..PLAIN });
             }
         }
-        for lies in both.into_iter().chain([[NhwcGaps, NchwGaps, Nhwc, NchwGaps], [Slice, Nhwc, Nhwc, Slice]]) {
+        for lies in both.into_iter().chain([[NhwcGaps, NchwGaps, Nhwc, NchwGaps], [Slice, Nhwc, Nhwc, Slice]])
+        {
             let depthwise = Sketch { size: [1, 18, 18, 11, 13], groups: 18, lies, ..PLAIN };
-            let all_on = Epilogue { activation: Activation::Silu, bias: true, sample_bias: true, residual: true };
+            let all_on =
+                Epilogue { activation: Activation::Silu, bias: true, sample_bias: true, residual: true };
             all.push(Sketch { kernel: [7, 7], padding: [3, 3], ..depthwise.clone() });
             all.push(Sketch { kernel: [5, 3], stride: [2, 3], padding: [4, 0], ..depthwise.clone() });
             all.push(Sketch { kernel: [3, 3], dilation: [2, 3], padding: [2, 3], ..depthwise.clone() });

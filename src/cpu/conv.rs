@@ -272,8 +272,7 @@ impl<T: Element> Job<'_, T> {
             weight_column: 0,
         };
         // Where sums run along the taps, runs are padded to whole registers.
-        taps.weight_column =
-            if method == Method::Dots { taps.run.next_multiple_of(lanes) } else { taps.run };
+        taps.weight_column = if method == Method::Dots { taps.run.next_multiple_of(lanes) } else { taps.run };
         taps.weight_row = taps.columns * taps.weight_column;
         let panel = kh * taps.weight_row * width;
         // Rows of a block: what the scratch holds, but some blocks a thread.
@@ -320,7 +319,11 @@ impl<T: Element> Job<'_, T> {
                     to: unsafe { packed.0.add(index * cut.panel) },
                 });
             };
-            if panels * cut.panel > SCRATCH { cpu.each(panels, pack) } else { (0..panels).for_each(pack) }
+            if panels * cut.panel > SCRATCH {
+                cpu.each(panels, pack)
+            } else {
+                (0..panels).for_each(pack)
+            }
 
             let blocks = self.out_size[0].div_ceil(cut.rows);
             let work = cut.samples * cut.rows * self.out_size[1] * panels * cut.panel;
@@ -380,7 +383,8 @@ impl<T: Element> Job<'_, T> {
                     let pixels = rows.len() * self.out_size[1];
                     let segment = if cut.flat || !cut.by_pixels { pixels } else { self.out_size[1] };
                     for first in (0..pixels).step_by(segment) {
-                        let panel = Panel { job: self, cut, channels: channels.clone(), weights, sums: buffer };
+                        let panel =
+                            Panel { job: self, cut, channels: channels.clone(), weights, sums: buffer };
                         panel.segment(sample, &rows, first..first + segment, from, &biases);
                     }
                 }
@@ -430,7 +434,8 @@ impl<T: Element> Job<'_, T> {
     /// The taps of a window that are inside the image, along one axis.
     fn inside(&self, axis: usize, window: usize) -> Range<usize> {
         let (first, padding) = (window * self.stride[axis], self.padding[axis]);
-        let taps = |until: usize| until.saturating_sub(first).div_ceil(self.dilation[axis]).min(self.kernel[axis]);
+        let taps =
+            |until: usize| until.saturating_sub(first).div_ceil(self.dilation[axis]).min(self.kernel[axis]);
         taps(padding)..taps(padding + self.size[axis])
     }
 }
@@ -1214,7 +1219,12 @@ impl<T: Element> Finish<'_, T> {
                     let (from, next) = if cut.method == Method::Dots {
                         (sums.add(c * DOTS_PIXELS + q).cast_const(), DOTS_PIXELS)
                     } else {
-                        S::transpose(sums.add(q * step + c).cast_const(), step, turned.as_mut_ptr(), S::LANES);
+                        S::transpose(
+                            sums.add(q * step + c).cast_const(),
+                            step,
+                            turned.as_mut_ptr(),
+                            S::LANES,
+                        );
                         (turned.as_ptr(), S::LANES)
                     };
                     for lane in 0..S::LANES.min(channels.len() - c) {

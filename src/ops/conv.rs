@@ -30,13 +30,7 @@ pub struct Conv {
 impl Default for Conv {
     /// Stride and dilation 1, no padding, one group, no activation.
     fn default() -> Self {
-        Self {
-            stride: [1, 1],
-            padding: [0, 0],
-            dilation: [1, 1],
-            groups: 1,
-            activation: Activation::None,
-        }
+        Self { stride: [1, 1], padding: [0, 0], dilation: [1, 1], groups: 1, activation: Activation::None }
     }
 }
 
@@ -292,9 +286,8 @@ impl Op for Conv {
         let [batch, groups, c_in, c_out] = [p.batch, p.groups, p.c_in, p.c_out].map(f64::from);
         let taps = f64::from(p.kh) * f64::from(p.kw);
         let total = p.total() as f64;
-        let mut elements = batch * groups * c_in * f64::from(p.h) * f64::from(p.w)
-            + groups * c_out * c_in * taps
-            + total;
+        let mut elements =
+            batch * groups * c_in * f64::from(p.h) * f64::from(p.w) + groups * c_out * c_in * taps + total;
         if signature.has("bias") {
             elements += groups * c_out;
         }

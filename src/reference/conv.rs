@@ -27,7 +27,9 @@ pub fn conv(op: &Conv, args: &ConvArgs<Dense, ()>) -> Expected {
                     let mut sum = Sum::default();
                     for i in 0..kh {
                         for j in 0..kw {
-                            let (Some(row), Some(column)) = (inside(0, y, i), inside(1, x, j)) else { continue };
+                            let (Some(row), Some(column)) = (inside(0, y, i), inside(1, x, j)) else {
+                                continue;
+                            };
                             for c in 0..group_inputs {
                                 let channel = o / group_outputs * group_inputs + c;
                                 sum.add(weight.at(&[o, c, i, j]) * image.at(&[n, channel, row, column]));

@@ -24,9 +24,9 @@ pub trait OpVisitor {
 /// Shows every op to `visitor`, in the order of tables.
 pub fn each_op(visitor: &mut impl OpVisitor) {
     visitor.visit::<Matmul>();
+    visitor.visit::<Conv>();
     visitor.visit::<Norm>();
     visitor.visit::<Attention>();
-    visitor.visit::<Conv>();
     visitor.visit::<Resample>();
     visitor.visit::<Step>();
 }

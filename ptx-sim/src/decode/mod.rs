@@ -234,7 +234,7 @@ impl<'a> Decoder<'_, 'a> {
             address[i] = code.len() as u32;
             code.push(inst);
         }
-        debug_assert!(n as usize + 1 <= code.len());
+        debug_assert!(code.len() > n as usize);
         for inst in &mut code {
             match &mut inst.op {
                 Op::Bra { target } | Op::Goto { target } => *target = address[*target as usize],

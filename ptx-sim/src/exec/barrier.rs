@@ -58,7 +58,7 @@ impl Env<'_> {
             None => whole,
             Some(count) => {
                 let count = self.src32(warp, count).v[lane];
-                if count == 0 || count % 32 != 0 || count > whole {
+                if count == 0 || !count.is_multiple_of(32) || count > whole {
                     self.record(FindingKind::BarrierCount, warp, lane, None, || {
                         format!(
                             "{count} threads: must be a multiple of 32, at most the {threads} of the block"

@@ -259,7 +259,7 @@ pub(crate) fn div(a: Num, b: Num) -> Num {
         (Finite { exp: ea, man: ma, .. }, Finite { exp: eb, man: mb, .. }) => {
             let shift = ma.leading_zeros() as i32 - 1;
             let ma = ma << shift;
-            Finite { neg, exp: ea - shift - eb, man: ma / mb, sticky: ma % mb != 0 }
+            Finite { neg, exp: ea - shift - eb, man: ma / mb, sticky: !ma.is_multiple_of(mb) }
         }
     }
 }

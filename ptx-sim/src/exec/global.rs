@@ -102,7 +102,7 @@ impl Who<'_> {
             let write = page.writes[cell % PAGE].load(SeqCst);
             if generation(write) == self.generation
                 && !self.is_me(write)
-                && !(atomic && write & ATOMIC != 0)
+                && (!atomic || write & ATOMIC == 0)
                 && !self.is_ordered(write)
             {
                 other = Some(Other { block: block(write), thread: thread(write), wrote: true });
@@ -144,14 +144,14 @@ impl Who<'_> {
         atomic: bool,
         same: bool,
     ) -> Option<Other> {
-        let mine = self.stamp() | u64::from(atomic) * ATOMIC;
+        let mine = if atomic { self.stamp() | ATOMIC } else { self.stamp() };
         let mut other = None;
         for cell in self.cells(at, bytes) {
             let page = alloc.page(cell / PAGE);
             let old = page.writes[cell % PAGE].swap(mine, SeqCst);
             if generation(old) == self.generation
                 && !self.is_me(old)
-                && !(atomic && old & ATOMIC != 0)
+                && (!atomic || old & ATOMIC == 0)
                 && !same
                 && !self.is_ordered(old)
             {

@@ -293,12 +293,13 @@ impl Env<'_> {
         super::mem::count_banks(&mut self.counters.shared_store, &addresses, 16, used);
         for l in Lanes(used) {
             let at = addresses[l];
-            let mut flaw = if at % 16 != 0 { Some(Flaw::Bounds) } else { self.shared.check_write(at, 16) };
+            let mut flaw =
+                if !at.is_multiple_of(16) { Some(Flaw::Bounds) } else { self.shared.check_write(at, 16) };
             if flaw.is_none() {
                 let same = self.shared.data[at as usize..at as usize + 16] == data[l][..16];
                 flaw = self.shared.write(warp, l, at, 16, false, same);
             }
-            if at % 16 != 0 {
+            if !at.is_multiple_of(16) {
                 self.record(FindingKind::Misaligned, warp, l, Some(at), || {
                     "a row needs an address that is a multiple of 16".to_owned()
                 });

@@ -495,8 +495,6 @@ impl Env<'_> {
             )
         });
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn atom(
         &mut self,
         warp: &mut Warp,
@@ -592,8 +590,6 @@ impl Env<'_> {
             map.entry(address).or_default().insert(self.block);
         }
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn cp_async(
         &mut self,
         warp: &mut Warp,

@@ -454,8 +454,9 @@ impl Env<'_> {
                 self.undefined(warp, v.undef & m, "the function called");
                 let address = v.v[lane];
                 let index = address.wrapping_sub(FUNCTION_WINDOW) / 16;
-                let known =
-                    address >= FUNCTION_WINDOW && address % 16 == 0 && index < self.cx.functions.len() as u64;
+                let known = address >= FUNCTION_WINDOW
+                    && address.is_multiple_of(16)
+                    && index < self.cx.functions.len() as u64;
                 let callee = if known { self.cx.functions.get(index as usize) } else { None };
                 let fits = callee.is_some_and(|f| {
                     !f.is_entry

@@ -94,8 +94,6 @@ impl Env<'_> {
             }
         }
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn match_any(
         &mut self,
         warp: &mut Warp,
@@ -122,8 +120,6 @@ impl Env<'_> {
             warp.put32(d, &V32 { v: equal, undef }, m);
         }
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn redux(
         &mut self,
         warp: &mut Warp,

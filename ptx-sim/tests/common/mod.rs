@@ -1,5 +1,5 @@
 //! Shared by the tests: fixtures in both dialects, and arrays in simulated memory.
-#![allow(dead_code, unreachable_pub, reason = "each test binary uses its part")]
+#![allow(dead_code, unreachable_pub, clippy::too_many_arguments, reason = "each test binary uses its part")]
 
 use ptx_sim::{Error, Finding, FindingKind, Gpu, Launch, Module, Report, Schedule};
 
