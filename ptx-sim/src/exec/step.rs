@@ -10,9 +10,8 @@ use crate::error::FindingKind;
 use crate::ir::*;
 use crate::memory::FUNCTION_WINDOW;
 
-/// Deepest nesting of calls, and most local memory of a thread.
+/// Deepest nesting of calls.
 const MAX_FRAMES: usize = 256;
-const MAX_LOCAL: u32 = 512 << 10;
 
 /// What an instruction does to the control flow.
 enum Flow {
@@ -769,7 +768,7 @@ impl Env<'_> {
         let from = caller.local;
         let frame_bytes = self.cx.functions[caller.function as usize].frame_bytes;
         let local = (from + frame_bytes).next_multiple_of(16);
-        if top + 1 >= MAX_FRAMES || local + callee.frame_bytes > MAX_LOCAL {
+        if top + 1 >= MAX_FRAMES || local + callee.frame_bytes > self.cx.local_limit {
             let name = &callee.name;
             self.record(
                 FindingKind::StackOverflow,
