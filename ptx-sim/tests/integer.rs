@@ -77,8 +77,8 @@ fn two_operands() {
         // By halves: the full product of u64 does not fit i128.
         let (al, ah) = (a & 0xffff_ffff, a >> 32);
         let (bl, bh) = (b & 0xffff_ffff, b >> 32);
-        let middle = (al * bl >> 32) + (ah * bl & 0xffff_ffff) + (al * bh & 0xffff_ffff);
-        (ah * bh) + (ah * bl >> 32) + (al * bh >> 32) + (middle >> 32)
+        let middle = ((al * bl) >> 32) + ((ah * bl) & 0xffff_ffff) + ((al * bh) & 0xffff_ffff);
+        (ah * bh) + ((ah * bl) >> 32) + ((al * bh) >> 32) + (middle >> 32)
     }
 }
 
@@ -100,7 +100,7 @@ fn saturating_and_one_operand() {
                 bits,
                 &[bits],
                 &[values(bits)],
-                |v| val(v).abs() as u64,
+                |v| val(v).unsigned_abs() as u64,
             );
             exact(
                 &format!("neg.{name}"),
@@ -210,7 +210,7 @@ fn products_and_sums() {
             bits,
             &[bits; 3],
             &[vs, vs, vs],
-            |v| ((val(v[0]) * val(v[1]) >> bits) + val(v[2])) as u64,
+            |v| (((val(v[0]) * val(v[1])) >> bits) + val(v[2])) as u64,
         );
     }
     for (name, signed) in [("u32", false), ("s32", true)] {
@@ -227,7 +227,7 @@ fn products_and_sums() {
             32,
             &[32; 2],
             &[I32, I32],
-            |v| (low24(v[0]) * low24(v[1]) >> 16) as u64,
+            |v| ((low24(v[0]) * low24(v[1])) >> 16) as u64,
         );
         exact(
             &format!("mad24.lo.{name}"),
