@@ -5,6 +5,7 @@
 
 #![allow(
     clippy::neg_cmp_op_on_partial_ord,
+    clippy::double_comparisons,
     reason = "unordered comparisons are defined by that"
 )]
 
@@ -758,7 +759,8 @@ fn conversions_to_and_from_integers() {
             "s16" => (i128::from(i16::MIN), i128::from(i16::MAX)),
             _ => (0, i128::from(u64::MAX)),
         };
-        let roundings: [(&str, fn(f64) -> f64); 4] = [
+        type Rounding = (&'static str, fn(f64) -> f64);
+        let roundings: [Rounding; 4] = [
             ("rni", f64::round_ties_even),
             ("rzi", f64::trunc),
             ("rmi", f64::floor),

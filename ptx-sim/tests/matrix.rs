@@ -361,11 +361,11 @@ fn ldmatrix_stmatrix_movmatrix() {
                 ld.shared.v4.b32 {{%d0,%d1,%d2,%d3}}, [x]; }}"
             );
             let rows = run_vectors(&text, &[want], 4);
-            for row in 0..count * 8 {
-                for i in 0..4 {
+            for (i, part) in rows.iter().enumerate() {
+                for (row, &got) in part[..count * 8].iter().enumerate() {
                     let number = (row * 8 + 2 * i) as u32;
                     assert_eq!(
-                        rows[i][row],
+                        got,
                         (number + 1) << 16 | number,
                         "stmatrix x{count}{modifier}"
                     );
