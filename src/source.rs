@@ -17,6 +17,8 @@ const INCLUDES: &[(&str, &str)] = &[
     ("common/activation.cuh", include_str!("../kernels/common/activation.cuh")),
     ("common/span.cuh", include_str!("../kernels/common/span.cuh")),
     ("common/mma.cuh", include_str!("../kernels/common/mma.cuh")),
+    ("common/philox.cuh", include_str!("../kernels/common/philox.cuh")),
+    ("common/philox.wgsl", include_str!("../shaders/common/philox.wgsl")),
     ("common/activation.wgsl", include_str!("../shaders/common/activation.wgsl")),
 ];
 

@@ -7,6 +7,10 @@ use crate::dtype::{Dtype, Element};
 use crate::error::{Error, Result};
 use crate::op::Op;
 use crate::target::cpu::Cpu;
+#[cfg(feature = "cuda")]
+use crate::target::cuda::{self, Cuda};
+#[cfg(feature = "ptx-sim")]
+use crate::target::ptx_sim::{self, PtxSim};
 #[cfg(feature = "wgpu")]
 use crate::target::wgpu::{Queue, Wgpu};
 use crate::view::{Memory, View};
@@ -21,6 +25,12 @@ pub enum Device {
     /// An adapter of wgpu. Launches are recorded and submitted together, at the latest when memory is read.
     #[cfg(feature = "wgpu")]
     Wgpu(Queue),
+    /// An NVIDIA GPU, with a stream of its own.
+    #[cfg(feature = "cuda")]
+    Cuda(Cuda),
+    /// A simulated NVIDIA GPU: CUDA kernels executed on the CPU under checks.
+    #[cfg(feature = "ptx-sim")]
+    PtxSim(PtxSim),
 }
 
 /// Bytes on a cache-line boundary.
@@ -42,6 +52,10 @@ enum Place {
         buffer: wgpu::Buffer,
         bytes: usize,
     },
+    #[cfg(feature = "cuda")]
+    Cuda(cuda::Buffer),
+    #[cfg(feature = "ptx-sim")]
+    PtxSim(ptx_sim::Buffer),
 }
 
 impl std::fmt::Debug for Place {
@@ -50,6 +64,10 @@ impl std::fmt::Debug for Place {
             Self::Cpu { bytes, .. } => write!(f, "Cpu({bytes} bytes)"),
             #[cfg(feature = "wgpu")]
             Self::Wgpu { bytes, .. } => write!(f, "Wgpu({bytes} bytes)"),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(buffer) => write!(f, "Cuda({} bytes)", buffer.byte_len()),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(buffer) => write!(f, "PtxSim({} bytes)", buffer.byte_len()),
         }
     }
 }
@@ -61,6 +79,10 @@ impl Storage {
             Place::Cpu { bytes, .. } => *bytes,
             #[cfg(feature = "wgpu")]
             Place::Wgpu { bytes, .. } => *bytes,
+            #[cfg(feature = "cuda")]
+            Place::Cuda(buffer) => buffer.byte_len(),
+            #[cfg(feature = "ptx-sim")]
+            Place::PtxSim(buffer) => buffer.byte_len(),
         }
     }
 
@@ -69,6 +91,11 @@ impl Storage {
             Place::Cpu { lines, .. } => (0, lines.as_ptr() as u64),
             #[cfg(feature = "wgpu")]
             Place::Wgpu { buffer, .. } => Memory::place(&buffer),
+            // SAFETY: the pointer is only compared.
+            #[cfg(feature = "cuda")]
+            Place::Cuda(buffer) => unsafe { buffer.ptr() }.place(),
+            #[cfg(feature = "ptx-sim")]
+            Place::PtxSim(buffer) => buffer.place().place(),
         }
     }
 
@@ -76,16 +103,16 @@ impl Storage {
     fn host(&self) -> Result<&[u8]> {
         match &self.0 {
             Place::Cpu { lines, bytes } => Ok(&bytemuck::cast_slice(lines)[..*bytes]),
-            #[cfg(feature = "wgpu")]
-            Place::Wgpu { .. } => Err(elsewhere("cpu")),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(elsewhere("cpu")),
         }
     }
 
     fn host_mut(&mut self) -> Result<&mut [u8]> {
         match &mut self.0 {
             Place::Cpu { lines, bytes } => Ok(&mut bytemuck::cast_slice_mut(lines)[..*bytes]),
-            #[cfg(feature = "wgpu")]
-            Place::Wgpu { .. } => Err(elsewhere("cpu")),
+            #[cfg(any(feature = "wgpu", feature = "cuda"))]
+            _ => Err(elsewhere("cpu")),
         }
     }
 
@@ -93,12 +120,44 @@ impl Storage {
     fn buffer(&self) -> Result<&wgpu::Buffer> {
         match &self.0 {
             Place::Wgpu { buffer, .. } => Ok(buffer),
-            Place::Cpu { .. } => Err(elsewhere("wgpu")),
+            _ => Err(elsewhere("wgpu")),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda(&self) -> Result<&cuda::Buffer> {
+        match &self.0 {
+            Place::Cuda(buffer) => Ok(buffer),
+            _ => Err(elsewhere("cuda")),
+        }
+    }
+
+    #[cfg(feature = "ptx-sim")]
+    fn simulated(&self) -> Result<&ptx_sim::Buffer> {
+        match &self.0 {
+            Place::PtxSim(buffer) => Ok(buffer),
+            _ => Err(elsewhere("ptx-sim")),
+        }
+    }
+
+    #[cfg(feature = "ptx-sim")]
+    fn simulated_mut(&mut self) -> Result<&mut ptx_sim::Buffer> {
+        match &mut self.0 {
+            Place::PtxSim(buffer) => Ok(buffer),
+            _ => Err(elsewhere("ptx-sim")),
+        }
+    }
+
+    #[cfg(feature = "cuda")]
+    fn cuda_mut(&mut self) -> Result<&mut cuda::Buffer> {
+        match &mut self.0 {
+            Place::Cuda(buffer) => Ok(buffer),
+            _ => Err(elsewhere("cuda")),
         }
     }
 }
 
-#[cfg_attr(not(feature = "wgpu"), allow(dead_code, reason = "with one kind of device none is elsewhere"))]
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
 fn elsewhere(device: &'static str) -> Error {
     Error::argument(
         "device",
@@ -144,12 +203,34 @@ impl Device {
         Ok(Self::Wgpu(Queue::new(Wgpu::new(index)?)))
     }
 
-    /// The face it runs: `cpu`, `wgpu` or `cuda`.
+    /// The CUDA device of this number.
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no driver, no such device or no NVRTC.
+    #[cfg(feature = "cuda")]
+    pub fn cuda(ordinal: usize) -> Result<Self> {
+        Ok(Self::Cuda(Cuda::new(ordinal)?))
+    }
+
+    /// A simulated GPU of architecture `arch` (75, 80, .., 120).
+    ///
+    /// # Errors
+    /// [`Error::Unavailable`] when there is no NVRTC.
+    #[cfg(feature = "ptx-sim")]
+    pub fn ptx_sim(arch: u32) -> Result<Self> {
+        Ok(Self::PtxSim(PtxSim::new(arch, Default::default())?))
+    }
+
+    /// The face it runs: `cpu`, `wgpu`, `cuda` or `ptx-sim`.
     pub fn face(&self) -> &'static str {
         match self {
             Self::Cpu(_) => "cpu",
             #[cfg(feature = "wgpu")]
             Self::Wgpu(_) => "wgpu",
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => "cuda",
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(_) => "ptx-sim",
         }
     }
 
@@ -159,6 +240,10 @@ impl Device {
             Self::Cpu(_) => false,
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.wgpu().device().adapter_info().device_type == wgpu::DeviceType::Cpu,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(_) => false,
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(_) => true,
         }
     }
 
@@ -168,6 +253,10 @@ impl Device {
             Self::Cpu(cpu) => format!("cpu {}", cpu.isa().name()),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.wgpu().caps().name.clone(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.caps().name.clone(),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => sim.caps().name.clone(),
         }
     }
 
@@ -190,6 +279,14 @@ impl Device {
             }
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes },
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => Place::Cuda(cuda.alloc(bytes)?),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => {
+                let mut buffer = sim.alloc(bytes);
+                sim.write(&mut buffer, &vec![0; bytes])?;
+                Place::PtxSim(buffer)
+            }
         }))
     }
 
@@ -203,6 +300,10 @@ impl Device {
             Self::Cpu(_) => storage.host_mut()?.copy_from_slice(bytes),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.write(storage.buffer()?, bytes)?,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.write(storage.cuda_mut()?, bytes)?,
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => sim.write(storage.simulated_mut()?, bytes)?,
         }
         Ok(())
     }
@@ -218,6 +319,10 @@ impl Device {
             Self::Cpu(_) => bytes.copy_from_slice(storage.host()?),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.read(storage.buffer()?, bytes)?,
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.read(storage.cuda()?, bytes)?,
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => sim.read(storage.simulated()?, bytes)?,
         }
         Ok(())
     }
@@ -240,6 +345,28 @@ impl Device {
                     T::map(args, |_, v| v.try_map(Storage::buffer), |_, v| v.try_map(|s| s.buffer()))?;
                 queue.run(op, buffers)
             }
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => {
+                // SAFETY: the borrows of `args` keep the memory alive through the launch, and memory is freed
+                // in stream order, after the work that uses it.
+                let pointers = unsafe {
+                    T::map(
+                        args,
+                        |_, v| v.try_map(|s| Ok(s.cuda()?.ptr())),
+                        |_, v| v.try_map(|s| Ok(s.cuda_mut()?.ptr())),
+                    )?
+                };
+                cuda.run(op, pointers)
+            }
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(sim) => {
+                let places = T::map(
+                    args,
+                    |_, v| v.try_map(|s| Ok(s.simulated()?.place())),
+                    |_, v| v.try_map(|s| Ok(s.simulated()?.place())),
+                )?;
+                sim.run(op, places)
+            }
         }
     }
 
@@ -252,6 +379,10 @@ impl Device {
             Self::Cpu(_) => Ok(()),
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.synchronize(),
+            #[cfg(feature = "cuda")]
+            Self::Cuda(cuda) => cuda.synchronize(),
+            #[cfg(feature = "ptx-sim")]
+            Self::PtxSim(_) => Ok(()),
         }
     }
 }

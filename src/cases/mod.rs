@@ -1,6 +1,8 @@
 //! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
 
-mod norm;
 mod attention;
+mod conv;
 mod matmul;
+mod norm;
 mod resample;
+mod step;

@@ -11,9 +11,10 @@
 //!               after the last block of k: bias, activation, residual, store
 //! ```
 //!
-//! Packing converts to f32 and turns any stride into 1. Where few rows would use a panel, it is read
-//! where it lies (columns dense) or replaced by dot products (the sum dense). A result stored column by
-//! column is computed as its transpose, so that stores are dense.
+//! Packing converts to f32 and turns any stride into 1. Panels that few tiles would use are read where
+//! they lie, and a handful of rows is done without panels: by dot products where the columns of `b` are
+//! dense, as sums of the rows of `b` where those are. A result stored column by column is computed as
+//! its transpose, so that stores are dense.
 
 use super::activation::activate;
 use super::simd::{Kernel, Simd};
@@ -182,12 +183,21 @@ impl<T: Element> Product<'_, T> {
         let isa = cpu.isa();
         let shape = isa.run(ShapeOf);
         let each = |count: usize, work: &(dyn Fn(usize) + Sync)| each(cpu, threads, count, work);
-        if self.m <= 4 && self.b.place.row == 1 && self.k >= 32 {
-            // Dot products: rows of `a` made dense, then a few columns at a time.
+        // Dot products cost a sum over lanes each, so they want long sums.
+        let few = match self.b.place {
+            Place { row: 1, .. } => self.m <= 8 && self.k >= 64 * self.m.min(4),
+            Place { column: 1, .. } => self.m <= 4 && self.k > 0,
+            _ => false,
+        };
+        if few {
             let columns = self.n.div_ceil(threads).next_multiple_of(shape.columns);
             each(self.n.div_ceil(columns), &|t| {
                 with_buffer(&TILES, self.m * self.k, |a| {
-                    isa.run(Dots { product: self, a, columns: t * columns..self.n.min((t + 1) * columns) });
+                    isa.run(FewRows {
+                        product: self,
+                        a,
+                        columns: t * columns..self.n.min((t + 1) * columns),
+                    });
                 });
             });
             return;
@@ -219,7 +229,9 @@ impl<T: Element> Product<'_, T> {
                 for step in 0..steps {
                     let k = step * self.k / steps..(step + 1) * self.k / steps;
                     let pass = Pass { product: self, packed, sums, tiles, first_panel, k, kc, direct };
-                    let pack_blocks = if threads == 1 { 1 } else { nc.min(4 * threads) };
+                    // Packing is worth a thread for every so many elements.
+                    let pack_blocks =
+                        (nc * kc * shape.columns / (WORTH_A_THREAD / 8)).clamp(1, nc.min(4 * threads));
                     each(pack_blocks, &|t| {
                         isa.run(PackB { pass: &pass, panels: share(nc, pack_blocks, t) });
                     });
@@ -497,7 +509,7 @@ impl<T: Element> Kernel for Multiply<'_, T> {
                         }
                     }
                     if self.finish {
-                        finish::<S, T>(product, acc, rows, first..first + width);
+                        finish::<S, T>(product, acc, shape.columns, rows, first..first + width);
                     }
                 }
             }
@@ -574,7 +586,7 @@ impl Block {
     }
 }
 
-/// Bias, activation, residual and store of a micro-tile.
+/// Bias, activation, residual and store of a block of sums, whose rows are `acc_row` floats apart.
 ///
 /// # Safety
 /// The rows and columns are inside the result and belong to this thread; `acc` holds their sums.
@@ -582,6 +594,7 @@ impl Block {
 unsafe fn finish<S: Simd, T: Element>(
     product: &Product<'_, T>,
     acc: *const f32,
+    acc_row: usize,
     rows: Range<usize>,
     columns: Range<usize>,
 ) {
@@ -607,7 +620,7 @@ unsafe fn finish<S: Simd, T: Element>(
                 );
             }
         }
-        acc = acc.wrapping_add(2 * S::LANES);
+        acc = acc.wrapping_add(acc_row);
     }
 }
 
@@ -656,19 +669,23 @@ unsafe fn scatter<S: Simd, T: Element>(to: *mut T, stride: usize, v: S::V, lanes
     }
 }
 
-/// Up to four rows by dot products, for a `b` whose columns are dense.
-struct Dots<'a, T> {
+/// A few rows, with `b` read where it lies: dot products where its columns are dense, else sums of its
+/// rows.
+struct FewRows<'a, T> {
     product: &'a Product<'a, T>,
     /// Room for the rows of `a` in f32.
     a: *mut f32,
     columns: Range<usize>,
 }
 
-impl<T: Element> Kernel for Dots<'_, T> {
+/// Columns whose sums [`FewRows`] keeps at once. Speed only.
+const STRIP: usize = 512;
+
+impl<T: Element> Kernel for FewRows<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Product { m, k, ref a, .. } = *self.product;
+        let Product { m, k, ref a, ref b, .. } = *self.product;
         // SAFETY: rows 0..m are inside `a`; the room is for m * k floats.
         unsafe {
             for i in 0..m {
@@ -679,34 +696,102 @@ impl<T: Element> Kernel for Dots<'_, T> {
                 }
             }
         }
-        let width = 2 * S::LANES;
-        let mut acc = [0.0f32; 4 * MAX_COLUMNS];
-        for first in self.columns.clone().step_by(width) {
-            let columns = first..self.columns.end.min(first + width);
-            // SAFETY: the rows were made dense above; the columns are inside `b` and `out`, and belong to
-            // this thread.
-            unsafe {
-                let mut j = columns.start;
-                while j < columns.end {
-                    let to = acc.as_mut_ptr().add(j - columns.start);
-                    // Past the last column the last one is summed again and dropped.
-                    let at = |c: usize| self.product.b.at(0, (j + c).min(columns.end - 1));
-                    let b = [at(0), at(1), at(2), at(3)];
-                    match m {
-                        1 => dots::<S, T, 1>(k, self.a, b, to),
-                        2 => dots::<S, T, 2>(k, self.a, b, to),
-                        3 => dots::<S, T, 3>(k, self.a, b, to),
-                        _ => dots::<S, T, 4>(k, self.a, b, to),
+        let mut sums = [0.0f32; 4 * STRIP];
+        for first in self.columns.clone().step_by(STRIP) {
+            let columns = first..self.columns.end.min(first + STRIP);
+            for i in (0..m).step_by(4) {
+                let rows = i..m.min(i + 4);
+                // SAFETY: the rows were made dense above; the columns are inside `b` and `out`, and belong
+                // to this thread.
+                unsafe {
+                    let a = self.a.add(i * k).cast_const();
+                    match rows.len() {
+                        1 => few_rows::<S, T, 1>(k, a, b, &columns, &mut sums),
+                        2 => few_rows::<S, T, 2>(k, a, b, &columns, &mut sums),
+                        3 => few_rows::<S, T, 3>(k, a, b, &columns, &mut sums),
+                        _ => few_rows::<S, T, 4>(k, a, b, &columns, &mut sums),
                     }
-                    j += 4;
+                    finish::<S, T>(self.product, sums.as_ptr(), STRIP, rows, columns.clone());
                 }
-                finish::<S, T>(self.product, acc.as_ptr(), 0..m, columns);
             }
         }
     }
 }
 
-/// `R` rows by four columns: sums go to `to[r * 2 * LANES + column]`.
+/// The sums of `R` rows, `STRIP` apart.
+///
+/// # Safety
+/// `a` holds `R` rows of `k` floats; rows 0..k and the columns are inside `b`, one of whose strides is 1.
+#[inline(always)]
+unsafe fn few_rows<S: Simd, T: Element, const R: usize>(
+    k: usize,
+    a: *const f32,
+    b: &Matrix<'_, T>,
+    columns: &Range<usize>,
+    sums: &mut [f32; 4 * STRIP],
+) {
+    // SAFETY: this function's contract.
+    unsafe {
+        if b.place.row == 1 {
+            for j in columns.clone().step_by(4) {
+                // Past the last column the last one is summed again, to a place that is not read.
+                let dense = [0, 1, 2, 3].map(|c| b.at(0, (j + c).min(columns.end - 1)));
+                dots::<S, T, R>(k, a, dense, sums.as_mut_ptr().add(j - columns.start));
+            }
+            return;
+        }
+        for row in sums.chunks_mut(STRIP).take(R) {
+            row.fill(0.0);
+        }
+        let whole = k / 4 * 4;
+        for t in (0..whole).step_by(4) {
+            add_rows::<S, T, R, 4>(t, k, a, b, columns, sums);
+        }
+        for t in whole..k {
+            add_rows::<S, T, R, 1>(t, k, a, b, columns, sums);
+        }
+    }
+}
+
+/// Adds rows `t..t + U` of `b`, times their factors, to the sums of `R` rows.
+///
+/// # Safety
+/// As [`few_rows`], for a `b` whose rows are dense, with `t + U <= k`.
+#[inline(always)]
+unsafe fn add_rows<S: Simd, T: Element, const R: usize, const U: usize>(
+    t: usize,
+    k: usize,
+    a: *const f32,
+    b: &Matrix<'_, T>,
+    columns: &Range<usize>,
+    sums: &mut [f32; 4 * STRIP],
+) {
+    // SAFETY: this function's contract.
+    unsafe {
+        let dense: [*const T; U] = std::array::from_fn(|u| b.at(t + u, columns.start));
+        let mut factors = [[S::splat(0.0); U]; R];
+        for (r, row) in factors.iter_mut().enumerate() {
+            for (u, factor) in row.iter_mut().enumerate() {
+                *factor = S::splat(*a.add(r * k + t + u));
+            }
+        }
+        for j in (0..columns.len()).step_by(S::LANES) {
+            let lanes = S::LANES.min(columns.len() - j);
+            let b = dense
+                .map(|row| if lanes == S::LANES { S::get(row.add(j)) } else { S::get_n(row.add(j), lanes) });
+            for (r, row) in factors.iter().enumerate() {
+                let to = sums.as_mut_ptr().add(r * STRIP + j);
+                let mut sum = S::load(to);
+                for (&x, &y) in row.iter().zip(&b) {
+                    sum = S::fma(x, y, sum);
+                }
+                S::store(to, sum);
+            }
+        }
+    }
+}
+
+/// `R` rows by four columns: sums go to `to[r * STRIP + column]`.
 ///
 /// # Safety
 /// `a` holds `R` rows of `k` floats, each pointer of `b` as many elements; `to` has room.
@@ -736,7 +821,7 @@ unsafe fn dots<S: Simd, T: Element, const R: usize>(k: usize, a: *const f32, b: 
         }
         for (r, row) in acc.iter().enumerate() {
             for (c, &sum) in row.iter().enumerate() {
-                *to.add(r * 2 * S::LANES + c) = S::sum(sum);
+                *to.add(r * STRIP + c) = S::sum(sum);
             }
         }
     }

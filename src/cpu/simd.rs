@@ -95,6 +95,16 @@ impl Isa {
     }
 }
 
+/// Orders what [`Simd::stream`] wrote before all that this thread writes later.
+#[inline]
+pub(crate) fn fence() {
+    #[cfg(target_arch = "x86_64")]
+    // SAFETY: SSE is in the baseline of x86-64.
+    unsafe {
+        std::arch::x86_64::_mm_sfence();
+    }
+}
+
 /// A computation that can be compiled for any instruction set.
 pub(crate) trait Kernel {
     /// What it returns.
@@ -127,6 +137,13 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn load_n(p: *const f32, n: usize) -> Self::V;
     /// The first `n` lanes; the memory of the others is not touched.
     unsafe fn store_n(p: *mut f32, v: Self::V, n: usize);
+    /// As `store`, past the caches where the hardware can; `p` is aligned to the register, and [`fence`]
+    /// comes before another thread reads.
+    #[inline(always)]
+    unsafe fn stream(p: *mut f32, v: Self::V) {
+        // SAFETY: the caller's contract.
+        unsafe { Self::store(p, v) }
+    }
     unsafe fn load_f16(p: *const f16) -> Self::V;
     unsafe fn store_f16(p: *mut f16, v: Self::V);
     unsafe fn load_bf16(p: *const bf16) -> Self::V;
@@ -387,6 +404,10 @@ mod x86 {
             unsafe { _mm512_storeu_ps(p, v) }
         }
         #[inline(always)]
+        unsafe fn stream(p: *mut f32, v: __m512) {
+            unsafe { _mm512_stream_ps(p, v) }
+        }
+        #[inline(always)]
         unsafe fn load_n(p: *const f32, n: usize) -> __m512 {
             unsafe { _mm512_maskz_loadu_ps(((1u32 << n) - 1) as __mmask16, p) }
         }
@@ -542,6 +563,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn store(p: *mut f32, v: __m256) {
             unsafe { _mm256_storeu_ps(p, v) }
+        }
+        #[inline(always)]
+        unsafe fn stream(p: *mut f32, v: __m256) {
+            unsafe { _mm256_stream_ps(p, v) }
         }
         #[inline(always)]
         unsafe fn load_n(p: *const f32, n: usize) -> __m256 {

@@ -29,6 +29,11 @@ impl<'a, T: Element> In<'a, T> {
         Self(view.memory().as_ptr().cast::<T>().wrapping_add(view.offset()), PhantomData)
     }
 
+    /// From the element `index` after the first on.
+    pub(crate) fn after(self, index: usize) -> Self {
+        Self(self.0.wrapping_add(index), PhantomData)
+    }
+
     /// The element `index` after the first, unchecked.
     ///
     /// # Safety
@@ -46,6 +51,11 @@ impl<'a, T: Element> Out<'a, T> {
         debug_assert_eq!(view.dtype(), T::DTYPE);
         let offset = view.offset();
         Self(view.memory_mut().as_mut_ptr().cast::<T>().wrapping_add(offset), PhantomData)
+    }
+
+    /// From the element `index` after the first on.
+    pub(crate) fn after(self, index: usize) -> Self {
+        Self(self.0.wrapping_add(index), PhantomData)
     }
 
     /// The element `index` after the first, unchecked.

@@ -2,12 +2,16 @@
 
 mod activation;
 pub mod attention;
+pub mod conv;
 pub mod matmul;
 pub mod norm;
 pub mod resample;
+pub mod step;
 
 pub use activation::Activation;
 pub use attention::{Attention, AttentionArgs};
+pub use conv::{Conv, ConvArgs};
 pub use matmul::{Matmul, MatmulArgs};
 pub use norm::{Norm, NormArgs, NormKind};
 pub use resample::{Resample, ResampleArgs};
+pub use step::{Coefficients, Noise, Step, StepArgs};

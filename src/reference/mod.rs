@@ -9,10 +9,12 @@
 use crate::dtype::Dtype;
 use crate::ops::Activation;
 
-pub mod norm;
 pub mod attention;
+pub mod conv;
 pub mod matmul;
+pub mod norm;
 pub mod resample;
+pub mod step;
 
 /// A row-major array of f64: the values exactly as the kernel's dtype holds them.
 #[derive(Debug, Clone, PartialEq)]

@@ -29,8 +29,8 @@ mod queue;
 pub use queue::Queue;
 
 use crate::error::{Error, Result};
-use crate::op::{self, Caps, Consts, Language, Op, Operands, Plan, Side, Signature};
-use crate::source;
+use crate::op::{self, Caps, Language, Op, Operands, Plan, Side, Signature};
+use crate::source::{self, Variant};
 use crate::view::{Memory, View};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
@@ -59,16 +59,7 @@ struct Shared {
     /// Bound for operands without elements: wgpu does not bind empty ranges.
     nothing: wgpu::Buffer,
     offset_alignment: u64,
-    kernels: Mutex<HashMap<Key, Arc<Kernel>>>,
-}
-
-/// What a pipeline depends on besides the device.
-#[derive(PartialEq, Eq, Hash)]
-struct Key {
-    op: &'static str,
-    entry: &'static str,
-    signature: Signature,
-    consts: Consts,
+    kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
 }
 
 struct Kernel {
@@ -198,59 +189,58 @@ impl Wgpu {
 
     /// The pipeline of a plan, compiled at its first use.
     fn kernel<T: Op>(&self, plan: &Plan, signature: Signature) -> Result<Arc<Kernel>> {
-        let signature = signature.without_alignment();
-        let key = Key { op: T::NAME, entry: plan.entry, signature, consts: plan.consts.clone() };
+        let variant = Variant::new::<T>(plan, signature);
         // Compiling under the lock keeps two threads from compiling the same kernel twice.
         let mut kernels = self.0.kernels.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(kernel) = kernels.get(&key) {
+        if let Some(kernel) = kernels.get(&variant) {
             return Ok(kernel.clone());
         }
-        let kernel = Arc::new(self.compile::<T>(plan, &key.signature)?);
-        kernels.insert(key, kernel.clone());
+        let kernel = Arc::new(self.compile::<T>(&variant)?);
+        kernels.insert(variant, kernel.clone());
         Ok(kernel)
     }
 
-    fn compile<T: Op>(&self, plan: &Plan, signature: &Signature) -> Result<Kernel> {
+    fn compile<T: Op>(&self, variant: &Variant) -> Result<Kernel> {
         let Shared { device, caps, .. } = &*self.0;
-        let text = source::source::<T>(signature, &plan.consts, caps.language);
+        let Variant { entry, signature, consts, .. } = variant;
+        let text = source::source::<T>(signature, consts, caps.language);
         let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
         // SAFETY: kernels index only inside the extents that `op::prepare` checked, and their loops are
         // bounded by sizes; both hold for every case of the cross-check.
         let module = unsafe {
             device.create_shader_module_trusted(
                 wgpu::ShaderModuleDescriptor {
-                    label: Some(plan.entry),
+                    label: Some(entry),
                     source: wgpu::ShaderSource::Wgsl(text.into()),
                 },
                 wgpu::ShaderRuntimeChecks::unchecked(),
             )
         };
         let immediate = immediates::<T>(caps, signature);
-        let entry = |binding, ty| wgpu::BindGroupLayoutEntry {
+        let slot = |binding, ty| wgpu::BindGroupLayoutEntry {
             binding,
             visibility: wgpu::ShaderStages::COMPUTE,
             ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
             count: None,
         };
-        let uniform = immediate.is_none().then(|| entry(0, wgpu::BufferBindingType::Uniform));
+        let uniform = immediate.is_none().then(|| slot(0, wgpu::BufferBindingType::Uniform));
         let given = signature.slots().iter().filter(|s| s.dtype.is_some()).zip(1..);
-        let storage =
-            given.map(|(slot, b)| entry(b, wgpu::BufferBindingType::Storage { read_only: !slot.output }));
+        let storage = given.map(|(s, b)| slot(b, wgpu::BufferBindingType::Storage { read_only: !s.output }));
         let entries: Vec<_> = uniform.into_iter().chain(storage).collect();
         let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(plan.entry),
+            label: Some(entry),
             entries: &entries,
         });
         let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(plan.entry),
+            label: Some(entry),
             bind_group_layouts: &[Some(&bindings)],
             immediate_size: immediate.unwrap_or(0),
         });
         let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(plan.entry),
+            label: Some(entry),
             layout: Some(&layout),
             module: &module,
-            entry_point: Some(plan.entry),
+            entry_point: Some(entry),
             compilation_options: wgpu::PipelineCompilationOptions {
                 // Kernels write workgroup memory before they read it.
                 zero_initialize_workgroup_memory: false,

@@ -147,7 +147,7 @@ pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<V
 }
 
 /// Every device that this machine offers to tests: the CPU with each of its instruction sets, and the
-/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`).
+/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`), and the first CUDA device.
 ///
 /// # Errors
 /// When the CPU's threads cannot be started.
@@ -158,7 +158,26 @@ pub fn devices() -> Result<Vec<Device>> {
     }
     #[cfg(feature = "wgpu")]
     all.extend(Device::wgpu(0));
+    #[cfg(feature = "cuda")]
+    all.extend(Device::cuda(0));
+    #[cfg(feature = "ptx-sim")]
+    all.extend(simulators()?);
     Ok(all)
+}
+
+/// Simulated GPUs that together cover every CUDA code path and both dialects of PTX, each with another order
+/// of warps: sm_75 (no tensor-core path), sm_80 (typed PTX), sm_100 (untyped PTX). None without NVRTC.
+#[cfg(feature = "ptx-sim")]
+fn simulators() -> Result<Vec<Device>> {
+    use crate::target::ptx_sim::PtxSim;
+    use ptx_sim::Schedule;
+    let orders = [(75, Schedule::Random(1)), (80, Schedule::FirstWarpFirst), (100, Schedule::LastWarpFirst)];
+    let all: Result<Vec<_>> =
+        orders.into_iter().map(|(arch, order)| Ok(Device::PtxSim(PtxSim::new(arch, order)?))).collect();
+    match all {
+        Err(Error::Unavailable { .. }) => Ok(Vec::new()),
+        other => other,
+    }
 }
 
 /// The faces that must have run, from `ADVECT_REQUIRE=cpu,wgpu`. The CPU always must.

@@ -1,0 +1,202 @@
+//! Races in global memory, across the threads of a block and across blocks.
+//!
+//! Every cell remembers its last write and a summary of the reads since, in one atomic word each, so that
+//! blocks on several host threads can check against each other. A writer publishes its stamp before it
+//! looks at the readers, a reader before it looks at the writer: of two that race, one sees the other.
+
+use std::collections::{HashMap, HashSet};
+use std::sync::Mutex;
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use super::warp::Warp;
+use crate::memory::{Alloc, PAGE};
+
+/// Launches before stamps repeat and the shadow must be cleared.
+pub(crate) const GENERATIONS: u64 = 511;
+/// Blocks that a stamp can tell apart.
+pub(crate) const MAX_BLOCKS: u64 = 1 << 24;
+const MAX_INTERVAL: u32 = (1 << 18) - 1;
+
+// A stamp: generation 9, block 24, interval 18, thread 10, then for a write one bit `atomic`, for a read
+// `several threads` and `several blocks` (63 and one bits in all).
+const ATOMIC: u64 = 1;
+const MANY: u64 = 1;
+const BLOCKS: u64 = 2;
+
+fn generation(stamp: u64) -> u64 {
+    stamp >> 54
+}
+fn block(stamp: u64) -> u64 {
+    stamp >> 30 & (MAX_BLOCKS - 1)
+}
+fn interval(stamp: u64) -> u32 {
+    (stamp >> 12) as u32 & MAX_INTERVAL
+}
+fn thread(stamp: u64) -> u32 {
+    (stamp >> 2) as u32 & 1023
+}
+
+/// The other side of a race.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Other {
+    pub(crate) block: u64,
+    pub(crate) thread: u32,
+    pub(crate) wrote: bool,
+}
+
+/// Blocks that have made their writes visible with a fence and an atomic, by the atomic's address.
+#[derive(Debug, Default)]
+pub(crate) struct Releases(pub(crate) Mutex<HashMap<u64, HashSet<u64>>>);
+
+/// Who accesses.
+pub(crate) struct Who<'a> {
+    pub(crate) warp: &'a Warp,
+    pub(crate) lane: usize,
+    pub(crate) block: u64,
+    pub(crate) generation: u64,
+    pub(crate) shift: u32,
+    pub(crate) acquired: &'a HashSet<u64>,
+}
+
+impl Who<'_> {
+    fn stamp(&self) -> u64 {
+        let interval = u64::from(self.warp.interval.min(MAX_INTERVAL));
+        let thread = u64::from(self.warp.id * 32 + self.lane as u32);
+        self.generation << 54 | self.block << 30 | interval << 12 | thread << 2
+    }
+
+    fn is_ordered(&self, stamp: u64) -> bool {
+        if block(stamp) != self.block {
+            return self.acquired.contains(&block(stamp));
+        }
+        let i = interval(stamp);
+        // Past the last interval that a stamp can hold, order within the block is taken for granted.
+        i == MAX_INTERVAL || self.warp.is_ordered(thread(stamp) as usize / 32, i)
+    }
+
+    fn is_me(&self, stamp: u64) -> bool {
+        block(stamp) == self.block && thread(stamp) == self.warp.id * 32 + self.lane as u32
+    }
+
+    fn cells(&self, at: u64, bytes: u32) -> std::ops::Range<usize> {
+        let first = at >> self.shift;
+        first as usize..(((at + u64::from(bytes) - 1) >> self.shift) + 1) as usize
+    }
+
+    #[inline]
+    pub(crate) fn read(&self, alloc: &Alloc, at: u64, bytes: u32, atomic: bool) -> Option<Other> {
+        let mine = self.stamp();
+        let mut other = None;
+        for cell in self.cells(at, bytes) {
+            let page = alloc.page(cell / PAGE);
+            if !atomic {
+                let slot = &page.reads[cell % PAGE];
+                let mut old = slot.load(Relaxed);
+                while let Some(new) = self.joined(old, mine) {
+                    match slot.compare_exchange(old, new, SeqCst, Relaxed) {
+                        Ok(_) => break,
+                        Err(now) => old = now,
+                    }
+                }
+            }
+            let write = page.writes[cell % PAGE].load(SeqCst);
+            if generation(write) == self.generation
+                && !self.is_me(write)
+                && (!atomic || write & ATOMIC == 0)
+                && !self.is_ordered(write)
+            {
+                other = Some(Other {
+                    block: block(write),
+                    thread: thread(write),
+                    wrote: true,
+                });
+            }
+        }
+        other
+    }
+
+    /// The read summary with this read in it; none if it is there already.
+    #[inline]
+    fn joined(&self, old: u64, mine: u64) -> Option<u64> {
+        if old == mine || generation(old) == self.generation && old & BLOCKS != 0 {
+            return None;
+        }
+        if generation(old) != self.generation {
+            return Some(mine);
+        }
+        if block(old) != self.block {
+            return if self.acquired.contains(&block(old)) {
+                Some(mine)
+            } else {
+                Some(mine | BLOCKS)
+            };
+        }
+        if old & MANY == 0 && (self.is_me(old) || self.is_ordered(old)) {
+            return Some(mine);
+        }
+        if old & MANY != 0
+            && (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(old)))
+        {
+            return Some(mine);
+        }
+        let latest = interval(old).max(interval(mine));
+        let new = mine & !(u64::from(MAX_INTERVAL) << 12) | u64::from(latest) << 12 | MANY;
+        // The thread named is of no weight once there are several: leave it, and save the exchange.
+        if old & MANY != 0 && interval(old) == latest {
+            None
+        } else {
+            Some(new)
+        }
+    }
+
+    #[inline]
+    pub(crate) fn write(
+        &self,
+        alloc: &Alloc,
+        at: u64,
+        bytes: u32,
+        atomic: bool,
+        same: bool,
+    ) -> Option<Other> {
+        let mine = if atomic {
+            self.stamp() | ATOMIC
+        } else {
+            self.stamp()
+        };
+        let mut other = None;
+        for cell in self.cells(at, bytes) {
+            let page = alloc.page(cell / PAGE);
+            let old = page.writes[cell % PAGE].swap(mine, SeqCst);
+            if generation(old) == self.generation
+                && !self.is_me(old)
+                && (!atomic || old & ATOMIC == 0)
+                && !same
+                && !self.is_ordered(old)
+            {
+                other = Some(Other {
+                    block: block(old),
+                    thread: thread(old),
+                    wrote: true,
+                });
+            }
+            let read = page.reads[cell % PAGE].load(SeqCst);
+            if other.is_none() && generation(read) == self.generation {
+                let ordered = if read & BLOCKS != 0 {
+                    false
+                } else if read & MANY != 0 && block(read) == self.block {
+                    (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(read)))
+                } else {
+                    self.is_me(read) && read & MANY == 0 || self.is_ordered(read)
+                };
+                if !ordered {
+                    other = Some(Other {
+                        block: block(read),
+                        thread: thread(read),
+                        wrote: false,
+                    });
+                }
+            }
+        }
+        other
+    }
+}

@@ -1,0 +1,1018 @@
+//! Loads, stores, atomics and asynchronous copies, with all their checks.
+
+use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+
+use super::block::Env;
+use super::fp;
+use super::global::Who;
+use super::shared::{Flaw, PENDING, UNWRITTEN, WRITTEN};
+use super::value::{LANES, Lanes, V64};
+use super::warp::{Copy, Warp};
+use crate::counters::{Banks, Traffic};
+use crate::error::FindingKind;
+use crate::ir::*;
+use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE};
+
+/// The most bytes a lane moves at once.
+pub(crate) const MAX_ACCESS: usize = 32;
+
+/// What each lane moves: its bytes, lowest address first.
+pub(crate) type Data = [[u8; MAX_ACCESS]; LANES];
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Kind {
+    Read,
+    Write,
+    Atomic,
+}
+
+pub(crate) fn window(space: Space) -> u64 {
+    match space {
+        Space::Shared => SHARED_WINDOW,
+        Space::Local => LOCAL_WINDOW,
+        Space::Param => PARAM_WINDOW,
+        _ => 0,
+    }
+}
+
+/// The space that a generic address lies in.
+pub(crate) fn space_of(address: u64) -> Space {
+    for space in [Space::Shared, Space::Local, Space::Param] {
+        if address.wrapping_sub(window(space)) < WINDOW_SIZE {
+            return space;
+        }
+    }
+    Space::Global
+}
+
+impl Env<'_> {
+    /// The addresses of all lanes; an undefined one is a finding.
+    pub(crate) fn addresses(
+        &mut self,
+        warp: &Warp,
+        addr: &Addr,
+        space: Space,
+        m: u32,
+    ) -> [u64; LANES] {
+        let base = self.src64(warp, &addr.base);
+        self.undefined(warp, base.undef & m, "the address");
+        let mut out = base.v;
+        for v in &mut out {
+            *v = v.wrapping_add(addr.offset as u64);
+        }
+        if matches!(space, Space::Shared | Space::Local | Space::Param) {
+            for v in &mut out {
+                *v &= 0xffff_ffff;
+            }
+        }
+        out
+    }
+
+    /// Calls `f` once for each space that the lanes address, with addresses in that space.
+    fn by_space(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        mut addresses: [u64; LANES],
+        m: u32,
+        mut f: impl FnMut(&mut Self, &mut Warp, Space, &[u64; LANES], u32),
+    ) {
+        if space != Space::Generic {
+            return f(self, warp, space, &addresses, m);
+        }
+        let mut left = m;
+        while left != 0 {
+            let space = space_of(addresses[left.trailing_zeros() as usize]);
+            let same = Lanes(left)
+                .filter(|&l| space_of(addresses[l]) == space)
+                .fold(0, |s, l| s | 1u32 << l);
+            for l in Lanes(same) {
+                addresses[l] = addresses[l].wrapping_sub(window(space));
+            }
+            f(self, warp, space, &addresses, same);
+            left &= !same;
+        }
+    }
+
+    pub(crate) fn load(&mut self, warp: &mut Warp, access: &Access, dst: &[Reg], m: u32) {
+        let element = access.ty.bytes() as usize;
+        let bytes = element * dst.len();
+        let addresses = self.addresses(warp, &access.addr, access.space, m);
+        let mut data: Data = [[0xff; MAX_ACCESS]; LANES];
+        let mut undef = 0;
+        self.by_space(
+            warp,
+            access.space,
+            addresses,
+            m,
+            |env, warp, space, addresses, m| {
+                undef |= env.read(warp, space, addresses, bytes as u32, m, &mut data);
+            },
+        );
+        for (i, &d) in dst.iter().enumerate() {
+            let at = i * element;
+            let mut v = V64 {
+                v: [0; LANES],
+                undef,
+            };
+            match element {
+                4 => {
+                    let part = std::array::from_fn(|l| word(&data[l], at));
+                    warp.put32(d, &super::value::V32 { v: part, undef }, m);
+                    continue;
+                }
+                8 => (0..LANES).for_each(|l| {
+                    v.v[l] =
+                        u64::from(word(&data[l], at)) | u64::from(word(&data[l], at + 4)) << 32;
+                }),
+                2 => (0..LANES).for_each(|l| {
+                    v.v[l] = u64::from(u16::from_le_bytes([data[l][at], data[l][at + 1]]))
+                }),
+                _ => (0..LANES).for_each(|l| v.v[l] = u64::from(data[l][at])),
+            }
+            if access.ty.signed() {
+                let shift = 64 - access.ty.bits();
+                v.v = v.v.map(|v| ((v << shift) as i64 >> shift) as u64);
+            }
+            warp.put64(d, &v, m);
+        }
+    }
+
+    pub(crate) fn store(&mut self, warp: &mut Warp, access: &Access, src: &[Src], m: u32) {
+        let element = access.ty.bytes() as usize;
+        let mut data: Data = [[0; MAX_ACCESS]; LANES];
+        let mut undef = 0;
+        for (i, s) in src.iter().enumerate() {
+            let at = i * element;
+            if element == 4 {
+                let v = self.src32(warp, s);
+                undef |= v.undef;
+                for l in 0..LANES {
+                    data[l][at..at + 4].copy_from_slice(&v.v[l].to_le_bytes());
+                }
+                continue;
+            }
+            let v = self.src64(warp, s);
+            undef |= v.undef;
+            for l in 0..LANES {
+                data[l][at..at + element].copy_from_slice(&v.v[l].to_le_bytes()[..element]);
+            }
+        }
+        undef &= m;
+        let bytes = (element * src.len()) as u32;
+        let addresses = self.addresses(warp, &access.addr, access.space, m);
+        self.by_space(
+            warp,
+            access.space,
+            addresses,
+            m,
+            |env, warp, space, addresses, m| {
+                env.write(warp, space, addresses, bytes, m, &data, undef & m);
+            },
+        );
+    }
+
+    /// Reads in one space. Returns lanes whose value is undefined without being a finding by itself.
+    pub(crate) fn read(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        m: u32,
+        data: &mut Data,
+    ) -> u32 {
+        let n = bytes as usize;
+        match space {
+            Space::Param => {
+                for l in Lanes(m) {
+                    let (at, params) = (addresses[l] as usize, self.cx.params);
+                    if !addresses[l].is_multiple_of(u64::from(bytes)) {
+                        self.misaligned(warp, l, addresses[l], bytes);
+                    } else if at + n > params.len() {
+                        self.record(
+                            FindingKind::OutOfBounds,
+                            warp,
+                            l,
+                            Some(addresses[l]),
+                            || {
+                                format!(
+                                    "{n} bytes of the {} bytes of kernel parameters",
+                                    params.len()
+                                )
+                            },
+                        );
+                    } else {
+                        data[l][..n].copy_from_slice(&params[at..at + n]);
+                    }
+                }
+                0
+            }
+            Space::Local => {
+                let mut undef = 0;
+                self.counters.local_bytes += u64::from(bytes * m.count_ones());
+                for l in Lanes(m) {
+                    if let Some(at) = self.local(warp, l, addresses[l], bytes) {
+                        data[l][..n].copy_from_slice(&warp.local[at..at + n]);
+                        if warp.local_state[at..at + n].iter().any(|&s| s != WRITTEN) {
+                            undef |= 1 << l;
+                        }
+                    }
+                }
+                undef
+            }
+            Space::Shared => {
+                count_banks(&mut self.counters.shared_load, addresses, bytes, m);
+                for l in Lanes(m) {
+                    let at = addresses[l];
+                    if at & u64::from(bytes - 1) != 0 {
+                        self.misaligned(warp, l, at, bytes);
+                        continue;
+                    }
+                    let flaw = match self.shared.check_read(at, bytes) {
+                        None => self.shared.read(warp, l, at, bytes, false),
+                        flaw => flaw,
+                    };
+                    if let Some(flaw) = flaw {
+                        self.shared_flaw(warp, l, at, bytes, flaw, "read");
+                        if flaw == Flaw::Bounds {
+                            continue;
+                        }
+                    }
+                    let at = at as usize;
+                    data[l][..n].copy_from_slice(&self.shared.data[at..at + n]);
+                }
+                0
+            }
+            Space::Global | Space::Const | Space::Generic => {
+                if space != Space::Const {
+                    count_sectors(&mut self.counters.global_load, addresses, bytes, m);
+                }
+                let mut hint = usize::MAX;
+                for l in Lanes(m) {
+                    let Some((index, at)) =
+                        self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Read)
+                    else {
+                        continue;
+                    };
+                    let alloc = &self.cx.gpu.allocs[index];
+                    if !alloc.is_written(at, bytes) {
+                        self.record(FindingKind::UninitializedMemory, warp, l, Some(addresses[l]), || {
+                            format!("read of {bytes} bytes that nothing has written, at offset {at} of an allocation of {} bytes", alloc.size)
+                        });
+                    }
+                    if !alloc.read_only {
+                        let other = self.who(warp, l).read(alloc, at, bytes, false);
+                        if let Some(other) = other {
+                            self.global_race(warp, l, addresses[l], "read", other);
+                        }
+                    }
+                    if bytes < 4 {
+                        let v = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
+                        data[l][..4].copy_from_slice(&v.to_le_bytes());
+                    } else {
+                        for (i, word) in
+                            alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate()
+                        {
+                            data[l][i * 4..i * 4 + 4]
+                                .copy_from_slice(&word.load(Relaxed).to_le_bytes());
+                        }
+                    }
+                }
+                0
+            }
+        }
+    }
+
+    /// Writes in one space; `undef` are lanes whose value was never written.
+    pub(crate) fn write(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        m: u32,
+        data: &Data,
+        undef: u32,
+    ) {
+        let n = bytes as usize;
+        if space != Space::Local {
+            self.undefined(warp, undef, "what is stored");
+        }
+        match space {
+            Space::Local => {
+                self.counters.local_bytes += u64::from(bytes * m.count_ones());
+                for l in Lanes(m) {
+                    if let Some(at) = self.local(warp, l, addresses[l], bytes) {
+                        warp.local[at..at + n].copy_from_slice(&data[l][..n]);
+                        let state = if undef >> l & 1 != 0 {
+                            UNWRITTEN
+                        } else {
+                            WRITTEN
+                        };
+                        warp.local_state[at..at + n].fill(state);
+                    }
+                }
+            }
+            Space::Shared => {
+                count_banks(&mut self.counters.shared_store, addresses, bytes, m);
+                for l in Lanes(m) {
+                    let at = addresses[l];
+                    if at & u64::from(bytes - 1) != 0 {
+                        self.misaligned(warp, l, at, bytes);
+                        continue;
+                    }
+                    let mut flaw = self.shared.check_write(at, bytes);
+                    if flaw.is_none() {
+                        let same = self.shared.data[at as usize..at as usize + n] == data[l][..n];
+                        flaw = self.shared.write(warp, l, at, bytes, false, same);
+                    }
+                    if let Some(flaw) = flaw {
+                        self.shared_flaw(warp, l, at, bytes, flaw, "write");
+                        if flaw == Flaw::Bounds {
+                            continue;
+                        }
+                    }
+                    self.shared.data[at as usize..at as usize + n].copy_from_slice(&data[l][..n]);
+                    self.shared.mark(at, bytes, WRITTEN);
+                }
+            }
+            Space::Param | Space::Const => {
+                let l = m.trailing_zeros() as usize;
+                self.record(FindingKind::ReadOnly, warp, l, Some(addresses[l]), || {
+                    "write to kernel parameters".to_owned()
+                });
+            }
+            Space::Global | Space::Generic => {
+                count_sectors(&mut self.counters.global_store, addresses, bytes, m);
+                let mut hint = usize::MAX;
+                for l in Lanes(m) {
+                    let Some((index, at)) =
+                        self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Write)
+                    else {
+                        continue;
+                    };
+                    let alloc = &self.cx.gpu.allocs[index];
+                    let same = alloc.is_written(at, bytes) && {
+                        if bytes < 4 {
+                            let v = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
+                            v.to_le_bytes()[..n] == data[l][..n]
+                        } else {
+                            let words = &alloc.words[(at / 4) as usize..][..n / 4];
+                            words
+                                .iter()
+                                .enumerate()
+                                .all(|(i, w)| w.load(Relaxed) == word(&data[l], i * 4))
+                        }
+                    };
+                    let other = self.who(warp, l).write(alloc, at, bytes, false, same);
+                    if let Some(other) = other {
+                        self.global_race(warp, l, addresses[l], "write", other);
+                    }
+                    if bytes < 4 {
+                        alloc.store_part(at, bytes, word(&data[l], 0));
+                    } else {
+                        for (i, w) in alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate() {
+                            w.store(word(&data[l], i * 4), Relaxed);
+                        }
+                    }
+                    alloc.set_written(at, bytes);
+                }
+            }
+        }
+    }
+
+    fn who<'a>(&'a self, warp: &'a Warp, lane: usize) -> Who<'a> {
+        Who {
+            warp,
+            lane,
+            block: self.block,
+            generation: self.cx.gpu.generation,
+            shift: self.cx.global_cell.trailing_zeros(),
+            acquired: &self.acquired,
+        }
+    }
+
+    /// The allocation and the offset in it, if the access is sound.
+    fn locate(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        address: u64,
+        bytes: u32,
+        hint: &mut usize,
+        kind: Kind,
+    ) -> Option<(usize, u64)> {
+        let gpu = self.cx.gpu;
+        if address & u64::from(bytes - 1) != 0 {
+            self.misaligned(warp, lane, address, bytes);
+            return None;
+        }
+        if let Some(alloc) = gpu.allocs.get(*hint) {
+            let at = address.wrapping_sub(alloc.base);
+            if at < alloc.size && u64::from(bytes) <= alloc.size - at {
+                return Some((*hint, at));
+            }
+        }
+        let Some(index) = gpu.find(address) else {
+            self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
+                if address < 65536 {
+                    "a null pointer".to_owned()
+                } else {
+                    "in no allocation".to_owned()
+                }
+            });
+            return None;
+        };
+        let alloc = &gpu.allocs[index];
+        let at = address - alloc.base;
+        let what = match kind {
+            Kind::Read => "read",
+            Kind::Write => "write",
+            Kind::Atomic => "atomic",
+        };
+        if alloc.freed && at < alloc.size {
+            self.record(FindingKind::UseAfterFree, warp, lane, Some(address), || {
+                format!("{what} of {bytes} bytes at offset {at} of an allocation of {} bytes that was freed", alloc.size)
+            });
+            return None;
+        }
+        if at >= alloc.size || u64::from(bytes) > alloc.size - at {
+            // Name the nearer neighbour.
+            let before = gpu
+                .allocs
+                .get(index + 1)
+                .filter(|next| next.base - address < at.saturating_sub(alloc.size));
+            let (size, offset) = before.map_or((alloc.size, at as i64), |next| {
+                (next.size, -((next.base - address) as i64))
+            });
+            self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
+                format!(
+                    "{what} of {bytes} bytes at offset {offset} of an allocation of {size} bytes"
+                )
+            });
+            return None;
+        }
+        if alloc.read_only && kind != Kind::Read {
+            self.record(FindingKind::ReadOnly, warp, lane, Some(address), || {
+                "write to constant memory".to_owned()
+            });
+            return None;
+        }
+        *hint = index;
+        Some((index, at))
+    }
+
+    /// The place of a lane's local bytes.
+    fn local(&mut self, warp: &Warp, lane: usize, address: u64, bytes: u32) -> Option<usize> {
+        if address & u64::from(bytes - 1) != 0 {
+            self.misaligned(warp, lane, address, bytes);
+            return None;
+        }
+        let top = warp.frames.last()?;
+        let end = u64::from(top.local + self.cx.functions[top.function as usize].frame_bytes);
+        if address + u64::from(bytes) > end {
+            self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
+                format!("{bytes} bytes at {address} of {end} bytes of local memory in use")
+            });
+            return None;
+        }
+        Some(lane * warp.local_stride + address as usize)
+    }
+
+    fn misaligned(&mut self, warp: &Warp, lane: usize, address: u64, bytes: u32) {
+        self.record(FindingKind::Misaligned, warp, lane, Some(address), || {
+            format!("an access of {bytes} bytes needs an address that is a multiple of {bytes}")
+        });
+    }
+
+    pub(crate) fn shared_flaw(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        at: u64,
+        bytes: u32,
+        flaw: Flaw,
+        what: &str,
+    ) {
+        let size = self.shared.state.len();
+        let kind = match flaw {
+            Flaw::Bounds => FindingKind::OutOfBounds,
+            Flaw::Unwritten => FindingKind::UninitializedMemory,
+            Flaw::Pending => FindingKind::AsyncNotWaited,
+            Flaw::Race { .. } => FindingKind::SharedRace,
+        };
+        let [bx, by, _] = self.cx.block;
+        self.record(kind, warp, lane, Some(at), || match flaw {
+            Flaw::Bounds => format!("{what} of {bytes} bytes outside of every shared variable ({size} bytes in all)"),
+            Flaw::Unwritten => format!("{what} of {bytes} bytes of shared memory that no thread has written"),
+            Flaw::Pending => format!("{what} of {bytes} bytes that a cp.async writes, before the wait of the thread that issued it"),
+            Flaw::Race { thread: t, wrote } => {
+                let verb = if wrote { "written" } else { "read" };
+                let (x, y, z) = (t % bx, t / bx % by, t / (bx * by));
+                format!("{what} of {bytes} bytes that thread ({x},{y},{z}) has {verb}, with no barrier between")
+            }
+        });
+    }
+
+    fn global_race(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        address: u64,
+        what: &str,
+        other: super::global::Other,
+    ) {
+        let [bx, by, _] = self.cx.block;
+        let [gx, gy, _] = self.cx.grid.map(u64::from);
+        let same_block = other.block == self.block;
+        self.record(FindingKind::GlobalRace, warp, lane, Some(address), || {
+            let (t, b) = (other.thread, other.block);
+            let verb = if other.wrote { "written" } else { "read" };
+            let order = if same_block {
+                "with no barrier between"
+            } else {
+                "and nothing orders blocks"
+            };
+            format!(
+                "{what} of what thread ({},{},{}) of block ({},{},{}) has {verb}, {order}",
+                t % bx,
+                t / bx % by,
+                t / (bx * by),
+                b % gx,
+                b / gx % gy,
+                b / (gx * gy)
+            )
+        });
+    }
+    pub(crate) fn atom(
+        &mut self,
+        warp: &mut Warp,
+        access: &Access,
+        op: AtomOp,
+        d: Reg,
+        b: &Src,
+        c: &Src,
+        ordered: bool,
+        m: u32,
+    ) {
+        let (b, c) = (self.src64(warp, b), self.src64(warp, c));
+        self.undefined(warp, (b.undef | c.undef) & m, "the operand of the atomic");
+        let addresses = self.addresses(warp, &access.addr, access.space, m);
+        let mut out = V64 {
+            v: [0; LANES],
+            undef: 0,
+        };
+        let (ty, bytes) = (access.ty, access.ty.bytes());
+        self.by_space(
+            warp,
+            access.space,
+            addresses,
+            m,
+            |env, warp, space, addresses, m| match space {
+                Space::Shared => {
+                    count_banks(&mut env.counters.shared_load, addresses, bytes, m);
+                    for l in Lanes(m) {
+                        let at = addresses[l];
+                        if at & u64::from(bytes - 1) != 0 {
+                            env.misaligned(warp, l, at, bytes);
+                            continue;
+                        }
+                        let mut flaw = env.shared.check_read(at, bytes);
+                        if flaw.is_none() {
+                            flaw = env.shared.write(warp, l, at, bytes, true, false);
+                        }
+                        if let Some(flaw) = flaw {
+                            env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
+                            if flaw == Flaw::Bounds {
+                                continue;
+                            }
+                        }
+                        let (at, n) = (at as usize, bytes as usize);
+                        let mut old = [0; 8];
+                        old[..n].copy_from_slice(&env.shared.data[at..at + n]);
+                        let old = u64::from_le_bytes(old);
+                        let new = update(op, ty, old, b.v[l], c.v[l]);
+                        env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
+                        out.v[l] = old;
+                    }
+                }
+                Space::Global | Space::Generic => {
+                    count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
+                    let mut hint = usize::MAX;
+                    for l in Lanes(m) {
+                        let Some((index, at)) =
+                            env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
+                        else {
+                            continue;
+                        };
+                        let alloc = &env.cx.gpu.allocs[index];
+                        if !alloc.is_written(at, bytes) {
+                            env.record(
+                                FindingKind::UninitializedMemory,
+                                warp,
+                                l,
+                                Some(addresses[l]),
+                                || "atomic on memory that nothing has written".to_owned(),
+                            );
+                        }
+                        let other = env.who(warp, l).write(alloc, at, bytes, true, false);
+                        if let Some(other) = other {
+                            env.global_race(warp, l, addresses[l], "atomic", other);
+                        }
+                        if env.cx.uses_fences {
+                            env.synchronize(addresses[l], ordered);
+                        }
+                        out.v[l] = global_update(alloc, at, bytes, |old| {
+                            update(op, ty, old, b.v[l], c.v[l])
+                        });
+                    }
+                }
+                _ => {
+                    let l = m.trailing_zeros() as usize;
+                    env.record(
+                        FindingKind::InvalidOperand,
+                        warp,
+                        l,
+                        Some(addresses[l]),
+                        || "an atomic needs global or shared memory".to_owned(),
+                    );
+                }
+            },
+        );
+        if d != Reg::Sink {
+            if ty.signed() && bytes == 4 {
+                out.v = out.v.map(|v| v as i32 as i64 as u64);
+            }
+            warp.put64(d, &out, m);
+        }
+    }
+
+    /// An atomic on one address after fences orders the writes of one block before the reads of another.
+    fn synchronize(&mut self, address: u64, ordered: bool) {
+        let Ok(mut map) = self.cx.releases.0.lock() else {
+            return;
+        };
+        if let Some(blocks) = map.get(&address) {
+            self.acquired.extend(blocks);
+        }
+        if self.fenced || ordered {
+            map.entry(address).or_default().insert(self.block);
+        }
+    }
+    pub(crate) fn cp_async(
+        &mut self,
+        warp: &mut Warp,
+        bytes: u32,
+        dst: &Addr,
+        src: &Addr,
+        src_size: Option<&Src>,
+        ignore: Option<&Src>,
+        m: u32,
+    ) {
+        let to = self.addresses(warp, dst, Space::Shared, m);
+        let from = self.addresses(warp, src, Space::Global, m);
+        let size = match src_size {
+            Some(src) => {
+                let v = self.src32(warp, src);
+                self.undefined(warp, v.undef & m, "the source size");
+                v.v
+            }
+            None => [bytes; LANES],
+        };
+        let ignored = ignore.map_or(0, |p| warp.pred(p).0);
+        let mut reads = 0;
+        for l in Lanes(m) {
+            if size[l] > bytes {
+                let got = size[l];
+                self.record(FindingKind::InvalidOperand, warp, l, None, || {
+                    format!("source size {got}, at most {bytes}")
+                });
+            }
+            if size[l] > 0 && ignored >> l & 1 == 0 {
+                reads |= 1 << l;
+            }
+        }
+        count_banks(&mut self.counters.shared_store, &to, bytes, m);
+        count_sectors(&mut self.counters.global_load, &from, bytes, reads);
+        let mut hint = usize::MAX;
+        for l in Lanes(m) {
+            let mut source_bytes = if reads >> l & 1 != 0 {
+                size[l].min(bytes)
+            } else {
+                0
+            };
+            if from[l] & u64::from(bytes - 1) != 0 {
+                self.misaligned(warp, l, from[l], bytes);
+                source_bytes = 0;
+            }
+            if source_bytes > 0 {
+                match self.locate_part(warp, l, from[l], source_bytes, &mut hint) {
+                    None => source_bytes = 0,
+                    Some((index, at)) => {
+                        let alloc = &self.cx.gpu.allocs[index];
+                        if !(0..source_bytes).all(|i| alloc.is_written(at + u64::from(i), 1)) {
+                            self.record(FindingKind::UninitializedMemory, warp, l, Some(from[l]), || {
+                                format!("copy of {source_bytes} bytes that nothing has written, at offset {at} of an allocation of {} bytes", alloc.size)
+                            });
+                        }
+                        if !alloc.read_only
+                            && let Some(other) =
+                                self.who(warp, l).read(alloc, at, source_bytes, false)
+                        {
+                            self.global_race(warp, l, from[l], "copy", other);
+                        }
+                    }
+                }
+            }
+            let at = to[l];
+            if at & u64::from(bytes - 1) != 0 {
+                self.misaligned(warp, l, at, bytes);
+                continue;
+            }
+            let mut flaw = self.shared.check_write(at, bytes);
+            if flaw.is_none() {
+                flaw = self.shared.write(warp, l, at, bytes, false, false);
+            }
+            if let Some(flaw) = flaw {
+                self.shared_flaw(warp, l, at, bytes, flaw, "copy");
+                if flaw == Flaw::Bounds {
+                    continue;
+                }
+            }
+            self.shared.mark(at, bytes, PENDING);
+            warp.copies.push(Copy {
+                lane: l as u8,
+                bytes: bytes as u8,
+                source_bytes: source_bytes as u8,
+                group: warp.committed[l],
+                dst: at as u32,
+                src: from[l],
+            });
+        }
+    }
+
+    /// Like `locate`, for a source that need not be as long as it is aligned.
+    fn locate_part(
+        &mut self,
+        warp: &Warp,
+        lane: usize,
+        address: u64,
+        bytes: u32,
+        hint: &mut usize,
+    ) -> Option<(usize, u64)> {
+        let mut found = None;
+        for i in [0, bytes - 1] {
+            let (index, at) =
+                self.locate(warp, lane, address + u64::from(i), 1, hint, Kind::Read)?;
+            if found.is_some_and(|(first, _)| first != index) {
+                return None;
+            }
+            found = found.or(Some((index, at)));
+        }
+        found
+    }
+
+    /// Lands the copies that a wait makes visible: those of all groups but the `keep` youngest, or all.
+    pub(crate) fn cp_wait(&mut self, warp: &mut Warp, keep: Option<u32>, m: u32) {
+        let copies = std::mem::take(&mut warp.copies);
+        for copy in copies {
+            let lane = usize::from(copy.lane);
+            let done = match keep {
+                None => true,
+                Some(keep) => {
+                    u64::from(copy.group) + u64::from(keep) < u64::from(warp.committed[lane])
+                }
+            };
+            if m >> lane & 1 == 0 || !done {
+                warp.copies.push(copy);
+                continue;
+            }
+            let (at, n) = (copy.dst as usize, usize::from(copy.bytes));
+            let mut bytes = [0u8; 16];
+            if copy.source_bytes > 0
+                && let Some(index) = self.cx.gpu.find(copy.src)
+            {
+                let alloc = &self.cx.gpu.allocs[index];
+                let from = copy.src - alloc.base;
+                for (i, byte) in bytes[..usize::from(copy.source_bytes)]
+                    .iter_mut()
+                    .enumerate()
+                {
+                    let at = from + i as u64;
+                    *byte = (alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8)) as u8;
+                }
+            }
+            self.shared.data[at..at + n].copy_from_slice(&bytes[..n]);
+            self.shared
+                .mark(u64::from(copy.dst), u32::from(copy.bytes), WRITTEN);
+            self.shared
+                .stamp(warp, lane, u64::from(copy.dst), u32::from(copy.bytes));
+        }
+    }
+}
+
+#[inline(always)]
+pub(crate) fn word(data: &[u8; MAX_ACCESS], at: usize) -> u32 {
+    u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]])
+}
+
+/// The new value of an atomic.
+fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+    let bits = ty.bits();
+    let mask = u64::MAX >> (64 - bits);
+    let sx = |v: u64| (v << (64 - bits)) as i64 >> (64 - bits);
+    let (b, c) = (b & mask, c & mask);
+    match op {
+        AtomOp::Add => match ty {
+            Ty::F32 => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
+            Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
+            Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {
+                let f = if matches!(ty, Ty::F16 | Ty::F16x2) {
+                    fp::F16
+                } else {
+                    fp::BF16
+                };
+                let add = |a: u64, b: u64| {
+                    fp::pack(
+                        fp::add(fp::unpack(a, f), fp::unpack(b, f), Round::Nearest),
+                        f,
+                        Round::Nearest,
+                    )
+                };
+                let low = add(old & 0xffff, b & 0xffff);
+                if ty.bytes() == 4 {
+                    low | add(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16
+                } else {
+                    low
+                }
+            }
+            _ => old.wrapping_add(b) & mask,
+        },
+        AtomOp::Min if ty.signed() => {
+            if sx(old) < sx(b) {
+                old
+            } else {
+                b
+            }
+        }
+        AtomOp::Max if ty.signed() => {
+            if sx(old) > sx(b) {
+                old
+            } else {
+                b
+            }
+        }
+        AtomOp::Min => old.min(b),
+        AtomOp::Max => old.max(b),
+        AtomOp::And => old & b,
+        AtomOp::Or => old | b,
+        AtomOp::Xor => old ^ b,
+        AtomOp::Exch => b,
+        AtomOp::Cas => {
+            if old == b {
+                c
+            } else {
+                old
+            }
+        }
+        AtomOp::Inc => {
+            if old >= b {
+                0
+            } else {
+                old + 1
+            }
+        }
+        AtomOp::Dec => {
+            if old == 0 || old > b {
+                b
+            } else {
+                old - 1
+            }
+        }
+    }
+}
+
+/// Applies an atomic to global memory, also against other host threads.
+fn global_update(alloc: &crate::memory::Alloc, at: u64, bytes: u32, f: impl Fn(u64) -> u64) -> u64 {
+    let index = (at / 4) as usize;
+    let word = &alloc.words[index];
+    match bytes {
+        4 => {
+            let old = word.fetch_update(SeqCst, Relaxed, |old| Some(f(u64::from(old)) as u32));
+            u64::from(old.unwrap_or_default())
+        }
+        8 => {
+            // Both halves are guarded by one lock: 64-bit atomics are rare.
+            let _guard = WIDE.lock();
+            let high = &alloc.words[index + 1];
+            let old = u64::from(word.load(SeqCst)) | u64::from(high.load(SeqCst)) << 32;
+            let new = f(old);
+            word.store(new as u32, SeqCst);
+            high.store((new >> 32) as u32, SeqCst);
+            old
+        }
+        _ => {
+            let shift = at % 4 * 8;
+            let mask = 0xffffu32 << shift;
+            let old = word.fetch_update(SeqCst, Relaxed, |old| {
+                let new = f(u64::from(old >> shift & 0xffff)) as u32;
+                Some(old & !mask | new << shift & mask)
+            });
+            u64::from(old.unwrap_or_default() >> shift & 0xffff)
+        }
+    }
+}
+
+static WIDE: std::sync::Mutex<()> = std::sync::Mutex::new(());
+
+/// Counts 32-byte sectors and 128-byte lines of a warp's access.
+pub(crate) fn count_sectors(traffic: &mut Traffic, addresses: &[u64; LANES], bytes: u32, m: u32) {
+    if m == 0 {
+        return;
+    }
+    traffic.requests += 1;
+    traffic.bytes += u64::from(bytes * m.count_ones());
+    let mut list = [0u64; LANES];
+    let mut n = 0;
+    let mut sorted = true;
+    for l in Lanes(m) {
+        list[n] = addresses[l];
+        sorted &= n == 0 || list[n - 1] <= list[n];
+        n += 1;
+    }
+    if !sorted {
+        list[..n].sort_unstable();
+    }
+    let (mut sectors, mut lines, mut distinct) = (0, 0, 0);
+    // The first sector, line and byte that are not counted yet.
+    let (mut next_sector, mut next_line, mut next_byte) = (0, 0, 0);
+    for &first in &list[..n] {
+        let end = first.saturating_add(u64::from(bytes));
+        let last = end - 1;
+        if last / 32 >= next_sector {
+            sectors += last / 32 + 1 - next_sector.max(first / 32);
+            next_sector = last / 32 + 1;
+        }
+        if last / 128 >= next_line {
+            lines += last / 128 + 1 - next_line.max(first / 128);
+            next_line = last / 128 + 1;
+        }
+        if end > next_byte {
+            distinct += end - next_byte.max(first);
+            next_byte = end;
+        }
+    }
+    traffic.sectors += sectors;
+    traffic.lines += lines;
+    traffic.min_sectors += distinct.div_ceil(32);
+}
+
+/// Counts the phases of a shared access and the cycles its banks need.
+pub(crate) fn count_banks(banks: &mut Banks, addresses: &[u64; LANES], bytes: u32, m: u32) {
+    if m == 0 {
+        return;
+    }
+    banks.requests += 1;
+    banks.bytes += u64::from(bytes * m.count_ones());
+    // 128 bytes a phase.
+    let lanes = (128 / bytes.max(4)) as usize;
+    let words = u64::from(bytes.div_ceil(4));
+    for phase in 0..LANES / lanes {
+        let active = m >> (phase * lanes) & (((1u64 << lanes) - 1) as u32);
+        if active == 0 {
+            continue;
+        }
+        banks.phases += 1;
+        let (mut low, mut high) = (u64::MAX, 0);
+        for l in Lanes(active) {
+            let word = addresses[phase * lanes + l] / 4;
+            low = low.min(word);
+            high = high.max(word + words - 1);
+        }
+        // Within 32 consecutive words every bank has at most one.
+        if high - low < 32 {
+            banks.cycles += 1;
+            continue;
+        }
+        let mut list = [0u64; LANES];
+        let mut n = 0;
+        for l in Lanes(active) {
+            for i in 0..words {
+                list[n] = addresses[phase * lanes + l] / 4 + i;
+                n += 1;
+            }
+        }
+        let list = &mut list[..n];
+        list.sort_unstable();
+        let mut load = [0u8; 32];
+        let mut last = u64::MAX;
+        for &word in list.iter() {
+            if word != last {
+                load[(word % 32) as usize] += 1;
+                last = word;
+            }
+        }
+        banks.cycles += u64::from(load.iter().copied().max().unwrap_or(1));
+    }
+}
