@@ -1,5 +1,5 @@
 //! Everything of the CUDA target that needs no GPU. What needs NVRTC is skipped, by name, where it is not
-//! installed, and fails instead when `ADVECT_REQUIRE` lists `nvrtc`.
+//! installed, and fails instead when `ADVECT_NVRTC` says that it is.
 #![cfg(feature = "cuda")]
 
 use advect::Error;
@@ -17,8 +17,7 @@ fn compiler(test: &str) -> Option<(Compiler, tempfile::TempDir)> {
     match Compiler::new() {
         Ok(compiler) => Some((compiler.with_cache(Cache::at(folder.path())), folder)),
         Err(error @ Error::Unavailable { .. }) => {
-            let required = std::env::var("ADVECT_REQUIRE").unwrap_or_default();
-            assert!(!required.split(',').any(|r| r == "nvrtc"), "ADVECT_REQUIRE asks for nvrtc: {error}");
+            assert!(std::env::var_os("ADVECT_NVRTC").is_none_or(|v| v.is_empty()), "{error}");
             println!("{test} skipped: {error}");
             None
         }
@@ -89,7 +88,7 @@ fn a_warm_start_compiles_nothing() {
     let Some((compiler, folder)) = compiler("the cache") else { return };
     let compile = |output| compiler.compile("test", GOOD, "80", output).unwrap();
     let (cubin, ptx) = (compile(Output::Cubin), compile(Output::Ptx));
-    assert_ne!(cubin, ptx);
+    assert!(cubin.bytes.starts_with(b"\x7fELF") && ptx.bytes.is_ascii());
     let files = || {
         let mut all: Vec<_> = std::fs::read_dir(folder.path())
             .unwrap()
@@ -100,13 +99,14 @@ fn a_warm_start_compiles_nothing() {
     };
     let before = files();
     assert_eq!(before.len(), 2);
-    assert_eq!((compile(Output::Cubin), compile(Output::Ptx)), (cubin.clone(), ptx));
+    // The log says how long the compilation took, so a second one would differ.
+    assert!(compile(Output::Cubin) == cubin && compile(Output::Ptx) == ptx);
     assert_eq!(files(), before, "an entry was written again");
     assert!(Usage::parse(&cubin.log, "good").is_some(), "the log is part of the entry");
     for (file, _) in &before {
         std::fs::write(file, &std::fs::read(file).unwrap()[..60]).unwrap();
     }
-    assert_eq!(compile(Output::Cubin), cubin, "a damaged entry is compiled again");
+    assert!(compile(Output::Cubin).bytes == cubin.bytes, "a damaged entry is compiled again");
 }
 
 #[test]
