@@ -51,13 +51,16 @@ pub(crate) fn test() -> Result<()> {
         steps.step(&format!("tests: {name}"), || {
             let mut command = cargo("test --quiet --lib --test contract --test harness --test resample");
             command.args(flags.split_whitespace());
+            if flags.ends_with("cuda") {
+                command.args(["--test", "cuda"]);
+            }
             run(&mut on(command, &found, &found.swiftshader, faces))
         })?;
     }
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;
-    steps.step("kernel matrix", kernels::kernels)?;
+    steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
     steps.summary();
     Ok(())
 }
@@ -68,6 +71,7 @@ fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Comman
         .env("VK_ICD_FILENAMES", driver)
         .env("WGPU_BACKEND", "vulkan")
         .env("ADVECT_NVRTC", &found.nvrtc)
+        .env("ADVECT_CACHE_DIR", step::kernel_cache())
         .env("ADVECT_FACES", faces)
         .env("ADVECT_REQUIRE", faces);
     command
