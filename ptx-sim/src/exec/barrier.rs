@@ -60,9 +60,7 @@ impl Env<'_> {
                 let count = self.src32(warp, count).v[lane];
                 if count == 0 || !count.is_multiple_of(32) || count > whole {
                     self.record(FindingKind::BarrierCount, warp, lane, None, || {
-                        format!(
-                            "{count} threads: must be a multiple of 32, at most the {threads} of the block"
-                        )
+                        format!("{count} threads: must be a multiple of 32, at most the {threads} of the block")
                     });
                     self.abort = true;
                     return false;
@@ -80,7 +78,9 @@ impl Env<'_> {
         if barrier.arrived > 0 && barrier.expected != expected {
             let first = barrier.expected;
             self.record(FindingKind::BarrierCount, warp, lane, None, || {
-                format!("barrier {index} expects {expected} threads here, and {first} where others wait")
+                format!(
+                    "barrier {index} expects {expected} threads here, and {first} where others wait"
+                )
             });
             self.abort = true;
             return false;
@@ -179,7 +179,12 @@ impl Env<'_> {
         match waiting.kind {
             BarKind::RedPopc => warp.put32(waiting.d, &V32::splat(waiting.value), waiting.mask),
             BarKind::RedAnd | BarKind::RedOr => {
-                warp.put_pred(waiting.d, if waiting.value != 0 { !0 } else { 0 }, 0, waiting.mask);
+                warp.put_pred(
+                    waiting.d,
+                    if waiting.value != 0 { !0 } else { 0 },
+                    0,
+                    waiting.mask,
+                );
             }
             _ => {}
         }
