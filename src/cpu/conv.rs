@@ -196,8 +196,6 @@ struct Cut {
     by_pixels: bool,
     /// All pixels of a block lie at one distance from the next, in `out` and in `residual`.
     flat: bool,
-    /// Input channels that the scratch holds at once.
-    channels: usize,
     /// Floats from row to row and from pixel to pixel of the scratch (or of the image).
     row: usize,
     pixel: usize,
@@ -255,7 +253,6 @@ impl<T: Element> Job<'_, T> {
             Method::Dots => (self.groups, 1, self.c_out),
             Method::Products => (self.groups, self.c_out.div_ceil(2 * lanes), 2 * lanes),
         };
-        let channels = if method == Method::Depthwise { width.min(self.groups) } else { self.c_in };
         let (row, pixel) = match method {
             _ if direct => (x_h, x_w),
             Method::Depthwise => (columns * width, width),
@@ -276,9 +273,13 @@ impl<T: Element> Job<'_, T> {
         taps.weight_row = taps.columns * taps.weight_column;
         let panel = kh * taps.weight_row * width;
         // Rows of a block: what the scratch holds, but some blocks a thread.
-        let row_floats = columns * channels;
+        let (row_floats, scratch) = match method {
+            // There the scratch is all that the sums read, and a fast cache counts.
+            Method::Depthwise => (columns * width, SCRATCH / 4),
+            _ => (columns * self.c_in, SCRATCH),
+        };
         let first = row_floats * ((kh - 1) * self.dilation[0] + 1);
-        let fit = 1 + SCRATCH.saturating_sub(first) / (row_floats * self.stride[0]).max(1);
+        let fit = 1 + scratch.saturating_sub(first) / (row_floats * self.stride[0]).max(1);
         let wanted = (4 * cpu.threads()).div_ceil(if across { tiles } else { self.batch });
         let blocks = if cpu.threads() > 1 { oh.div_ceil(fit).max(wanted.min(oh)) } else { oh.div_ceil(fit) };
         let flat = |s: [usize; 4]| s[2] == ow * s[3];
@@ -289,7 +290,6 @@ impl<T: Element> Job<'_, T> {
             direct,
             by_pixels,
             flat: flat(self.out_strides) && self.residual.is_none_or(|r| flat(r.strides)),
-            channels,
             row,
             pixel,
             taps,
@@ -309,14 +309,13 @@ impl<T: Element> Job<'_, T> {
         with_buffer(&PANELS, panels * cut.panel, |packed| {
             let packed = Shared(packed);
             let pack = |index: usize| {
-                let packed = packed;
                 cut.isa.run(Pack {
                     job: self,
                     cut,
                     group: index / cut.panels,
                     panel: index % cut.panels,
                     // SAFETY: the buffer has room for all panels, and each is written by one thread.
-                    to: unsafe { packed.0.add(index * cut.panel) },
+                    to: unsafe { packed.get().add(index * cut.panel) },
                 });
             };
             if panels * cut.panel > SCRATCH {
@@ -332,16 +331,15 @@ impl<T: Element> Job<'_, T> {
             let tasks = tiles * blocks;
             let bunch = (WORTH_A_TASK / work.max(1)).clamp(1, tasks.div_ceil(4 * cpu.threads()));
             cpu.each(tasks.div_ceil(bunch), |t| {
-                let packed = packed;
                 for task in t * bunch..tasks.min((t + 1) * bunch) {
                     let first = task % blocks * cut.rows;
                     let rows = first..self.out_size[0].min(first + cut.rows);
                     let tile = task / blocks;
                     let samples = tile * self.batch / tiles..(tile + 1) * self.batch / tiles;
                     if cut.samples > 1 {
-                        self.across(cut, packed.0, samples, rows);
+                        self.across(cut, packed.get(), samples, rows);
                     } else {
-                        self.block(cut, packed.0, tile, rows);
+                        self.block(cut, packed.get(), tile, rows);
                     }
                 }
             });
@@ -485,6 +483,12 @@ struct Shared(*mut f32);
 unsafe impl Send for Shared {}
 // SAFETY: as above.
 unsafe impl Sync for Shared {}
+
+impl Shared {
+    fn get(self) -> *mut f32 {
+        self.0
+    }
+}
 
 /// Packs one panel of weights: `[window row, window column, input channel][channels]`, padded with zeros to
 /// whole registers; for sums along the taps `[channel][run][taps]`, each run padded.
@@ -711,10 +715,18 @@ unsafe fn copy_row<S: Simd, T: Element>(
 unsafe fn copy<S: Simd, T: Element>(from: *const T, stride: usize, count: usize, to: *mut f32) {
     // SAFETY: this function's contract.
     unsafe {
-        for first in (0..count).step_by(S::LANES) {
+        let mut first = 0;
+        if stride == 1 {
+            while first + S::LANES <= count {
+                S::store(to.add(first), S::get(from.add(first)));
+                first += S::LANES;
+            }
+        }
+        while first < count {
             let lanes = S::LANES.min(count - first);
             let v = gather::<S, T>(from.add(first * stride), stride, lanes);
-            if lanes == S::LANES { S::store(to.add(first), v) } else { S::store_n(to.add(first), v, lanes) }
+            S::store_n(to.add(first), v, lanes);
+            first += S::LANES;
         }
     }
 }
@@ -851,8 +863,9 @@ impl<T: Element> Panel<'_, T> {
                 }
             }
             // Stores along channels overlap with the next tile's sums when there are few of them; along
-            // pixels they need many to fill registers.
-            if strip.tiles.is_full() || cut.method == Method::Dots || !cut.by_pixels {
+            // pixels they need many to fill registers, and depthwise sums are too short to hide them.
+            let short = cut.method == Method::Products && !cut.by_pixels;
+            if strip.tiles.is_full() || short || cut.method == Method::Dots {
                 self.compute(&mut strip, biases);
             }
         }

@@ -344,7 +344,7 @@ fn blocks(p: &ConvParams, pixels: u32, channels: u32) -> u64 {
 fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch: u32) -> Result<Plan> {
     // Two neighbouring channels can be stored at once.
     let pairs = p.out_c == 1
-        && p.c_out % 2 == 0
+        && p.c_out.is_multiple_of(2)
         && signature.align("out") as usize >= 2 * signature.dtype("out").size()
         && [p.out_n, p.out_h, p.out_w].iter().all(|s| s % 2 == 0);
     let consts = Consts::new()
@@ -360,9 +360,9 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
         let chunked = |operand: &str, channel: u32, others: &[u32]| {
             channel == 1 && signature.align(operand) == 16 && others.iter().all(|s| s % 8 == 0)
         };
-        let x_vector = p.c_in % 8 == 0 && chunked("x", p.x_c, &[p.x_n, p.x_h, p.x_w]);
+        let x_vector = p.c_in.is_multiple_of(8) && chunked("x", p.x_c, &[p.x_n, p.x_h, p.x_w]);
         let weight_vector =
-            p.c_in % 8 == 0 && chunked("weight", p.weight_c, &[p.weight_o, p.weight_h, p.weight_w]);
+            p.c_in.is_multiple_of(8) && chunked("weight", p.weight_c, &[p.weight_o, p.weight_h, p.weight_w]);
         let (block_m, block_n, warps_m, warps_n) = match p.c_out {
             65.. if blocks(p, 128, 128) >= 40 => (128, 128, 2, 4),
             33.. if blocks(p, 128, 64) >= 40 => (128, 64, 4, 2),
