@@ -58,7 +58,8 @@ __device__ __forceinline__ float row_sum(float x, float* scratch) {
     return LANES == 32 ? warp_sum(x) : block_sum<THREADS>(x, scratch);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) normalize(OPERANDS, const Params p) {
+// One block a multiprocessor is enough to ask for: more would be bought with spilled registers.
+extern "C" __global__ void __launch_bounds__(THREADS, 1) normalize(OPERANDS, const Params p) {
     __shared__ float scratch[THREADS / 32];
     const u32 row = (blockIdx.x + blockIdx.y * gridDim.x) * (THREADS / LANES) + threadIdx.x / LANES;
     if (row >= p.rows) return;  // the whole warp, or the whole block: nobody waits for it
