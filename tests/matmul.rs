@@ -121,3 +121,35 @@ fn an_output_that_meets_an_input_or_itself() {
     assert!(error.to_string().contains("no two elements coincide"), "{error}");
     assert_eq!(out, [7.0; 64]);
 }
+
+/// The rows of `a x b`, with `b` stored row by row or column by column.
+fn rows(threads: usize, m: usize, by_columns: bool, a: &[f32], b: &[f32], bias: &[f32]) -> Vec<u32> {
+    let (n, k) = (bias.len(), a.len() / 40);
+    let (shape, order) = if by_columns { ([n, k], [1, 0]) } else { ([k, n], [0, 1]) };
+    let mut out = vec![f32::NAN; m * n];
+    let cpu = Cpu::with(threads, advect::Isa::detect()).expect("threads start");
+    let args = MatmulArgs {
+        a: View::of(&a[..m * k], &[m, k]).expect("two axes"),
+        b: View::of(b, &shape).and_then(|b| b.permute(&order)).expect("two axes"),
+        bias: Some(View::of(bias, &[n]).expect("one axis")),
+        residual: None,
+        out: View::of_mut(&mut out, &[m, n]).expect("two axes"),
+    };
+    cpu.run(&Matmul::default(), args).expect("runs");
+    out.into_iter().map(f32::to_bits).collect()
+}
+
+#[test]
+fn a_row_does_not_depend_on_its_company_or_on_threads() {
+    let (n, k) = (150, 1100);
+    let numbers = |count: usize, step: usize| -> Vec<f32> {
+        (0..count).map(|i| (i * step % 1009) as f32 / 504.5 - 1.0).collect()
+    };
+    let (a, b, bias) = (numbers(40 * k, 577), numbers(n * k, 389), numbers(n, 11));
+    for by_columns in [false, true] {
+        let all = rows(2, 40, by_columns, &a, &b, &bias);
+        for m in [1, 3, 5, 20, 40] {
+            assert_eq!(rows(1, m, by_columns, &a, &b, &bias), all[..m * n], "{m} rows, columns {by_columns}");
+        }
+    }
+}
