@@ -1,1 +1,402 @@
+// Attention: out = softmax(softmax_scale * Q K^T) V, the softmax over the keys, for each batch entry and head.
+//
+// The online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): a block owns BLOCK_M queries of one
+// head and walks over the keys, BLOCK_N at a time. Of each query it keeps the largest score so far (m),
+// the sum of exponentials (l) and the weighted sum of V (o); when m rises, l and o shrink by
+// alpha = 2^(m_old - m_new). Scores are in units of log2(e): p.scale_log2e is the scale times that.
+//
+//   q, out (b, h, nq, d)   k, v (b, h, nk, d)   strides free       block -> (pair = b * heads + h, tile of queries)
+//
+//              keys -> BLOCK_N
+//            +---------------+        for each tile of keys:
+//    queries | S = Q K^T     |          S = Q K^T            m_new = max(m, row max of S)
+//    BLOCK_M | P = 2^(S - m) |          alpha = 2^(m - m_new), P = 2^(S - m_new)
+//            +---------------+          l = alpha l + row sum of P,  o = alpha o + P V
+//                                     out = o / l, and 0 without keys
+//
+// attention_mma (MMA = 1): 16-bit dtypes, sm_80 and later.
+// attention_tile (MMA = 0): FP32 arithmetic, any dtype, any architecture; the twin of shaders/attention.wgsl.
 
+#if MMA
+
+// Tensor cores: 4 warps, each 16 queries; lane numbering as in common/mma.cuh, with g = lane / 4, t = lane % 4:
+// a lane holds rows g and g + 8 of its warp's queries, and there columns 2t, 2t + 1 of each 8.
+//
+//   S: accumulators of N_TILES 8-key columns. Rounded to 16 bits in place they are the A operand of P V,
+//      because accumulator and A fragments have the same rows and columns in a lane: P never leaves registers.
+//   Q: A fragments, loaded once from global memory, kept in registers.
+//   K: B fragments of K^T, which is K row-major: ldmatrix. V: B fragments of V: ldmatrix.trans.
+//
+// Consts: HEAD_DIM 16..256, a multiple of 16, elements past p.d are zeros; BLOCK_M 64; BLOCK_N 16, 32 or 64
+//   (speed and shared memory); THREADS 128; KV_VEC: K and V have dense rows of whole 16-byte chunks, copied
+//   by cp.async, otherwise element by element; Q_VEC, OUT_VEC: rows of q, out hold aligned pairs.
+//
+// Shared memory (dynamic), stage s = 0, 1 of tiles of BLOCK_N rows, PITCH = HEAD_DIM + 8 elements a row, so
+// that eight rows at the same column start in different groups of banks and ldmatrix meets no conflict:
+//
+//   [ K stage 0 | V stage 0 | K stage 1 | V stage 1 ]     each BLOCK_N * PITCH elements
+
+#include "common/mma.cuh"
+
+#define PITCH (HEAD_DIM + 8)
+#define TILE (BLOCK_N * PITCH)
+#define DEPTHS (HEAD_DIM / 16)
+#define O_TILES (HEAD_DIM / 8)
+#define N_TILES (BLOCK_N / 8)
+
+#define NEGATIVE_INFINITY __int_as_float(0xff800000)
+
+// 2^x within 2 ulp; 2^-infinity is 0.
+__device__ __forceinline__ float exp2_approx(float x) {
+    float y;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+    return y;
+}
+
+// Brings keys first..first + BLOCK_N of one head to shared memory. What lies outside becomes 0: a weight
+// of 0 times whatever shared memory held could be NaN.
+__device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first, u32 nk, u32 d, u32 s_n, u32 s_d) {
+#if KV_VEC
+    const u32 chunks = HEAD_DIM / 8;
+#pragma unroll 4
+    for (u32 c = threadIdx.x; c < BLOCK_N * chunks; c += THREADS) {
+        const u32 row = c / chunks, col = c % chunks * 8;
+        const bool inside = first + row < nk && col < d;
+        cp_async16(tile + row * PITCH + col, from + (inside ? (first + row) * s_n + col : 0), inside ? 16 : 0);
+    }
+#else
+    // Neighbouring threads walk the denser axis.
+    const bool along_d = s_d <= s_n;
+#pragma unroll 4
+    for (u32 e = threadIdx.x; e < BLOCK_N * HEAD_DIM; e += THREADS) {
+        const u32 row = along_d ? e / HEAD_DIM : e % BLOCK_N;
+        const u32 col = along_d ? e % HEAD_DIM : e / BLOCK_N;
+        q_t x = {0};
+        if (first + row < nk && col < d) x = from[(first + row) * s_n + col * s_d];
+        tile[row * PITCH + col] = x;
+    }
+#endif
+}
+
+// Elements col and col + 1 of a query, zeros where there are none. col is even.
+__device__ __forceinline__ u32 q_pair(const q_t* q, u32 row, u32 col, const Params& p) {
+    if (row >= p.nq) return 0;
+#if Q_VEC
+    return col < p.d ? *reinterpret_cast<const u32*>(q + row * p.q_n + col) : 0;
+#else
+    const u32 lo = col < p.d ? q[row * p.q_n + col * p.q_d].bits : 0;
+    const u32 hi = col + 1 < p.d ? q[row * p.q_n + (col + 1) * p.q_d].bits : 0;
+    return lo | hi << 16;
+#endif
+}
+
+__device__ __forceinline__ void store_row(out_t* out, u32 row, u32 col, float x, float y, const Params& p) {
+#if OUT_VEC
+    if (col < p.d) *reinterpret_cast<u32*>(out + row * p.out_n + col) = pack2<out_t>(x, y);
+#else
+    if (col < p.d) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(x);
+    if (col + 1 < p.d) out[row * p.out_n + (col + 1) * p.out_d] = from_f32<out_t>(y);
+#endif
+}
+
+// Over the four lanes that share a row.
+__device__ __forceinline__ float quad_max(float x) {
+    x = fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 1));
+    return fmaxf(x, __shfl_xor_sync(0xffffffffu, x, 2));
+}
+__device__ __forceinline__ float quad_sum(float x) {
+    x += __shfl_xor_sync(0xffffffffu, x, 1);
+    return x + __shfl_xor_sync(0xffffffffu, x, 2);
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS, const Params p) {
+    extern __shared__ __align__(16) u8 shared[];
+    q_t* const tiles = reinterpret_cast<q_t*>(shared);
+    const u32 block = blockIdx.x + blockIdx.y * gridDim.x;
+    const u32 q_tiles = (p.nq + BLOCK_M - 1) / BLOCK_M;
+    const u32 pair = block / q_tiles;
+    if (pair >= p.pairs) return;
+    const u32 b = pair / p.heads, h = pair % p.heads;
+    const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
+    const u32 row = block % q_tiles * BLOCK_M + threadIdx.x / 32 * 16 + g;
+    q += b * p.q_b + h * p.q_h;
+    k += b * p.k_b + h * p.k_h;
+    v += b * p.v_b + h * p.v_h;
+    out += b * p.out_b + h * p.out_h;
+
+    const u32 steps = (p.nk + BLOCK_N - 1) / BLOCK_N;
+    if (steps > 0) {
+        load_tile(tiles, k, 0, p.nk, p.d, p.k_n, p.k_d);
+        load_tile(tiles + TILE, v, 0, p.nk, p.d, p.v_n, p.v_d);
+        cp_async_commit();
+    }
+
+    // The maximum is taken over unscaled scores, which a negative scale would turn upside down: its sign
+    // goes to Q, where flipping it is exact.
+    const float scale = fabsf(p.scale_log2e);
+    const u32 sign = p.scale_log2e < 0.0f ? 0x80008000u : 0u;
+    u32 qf[DEPTHS][4];
+#pragma unroll
+    for (u32 kk = 0; kk < DEPTHS; ++kk) {
+#pragma unroll
+        for (u32 i = 0; i < 4; ++i) qf[kk][i] = q_pair(q, row + i % 2 * 8, kk * 16 + i / 2 * 8 + 2 * t, p) ^ sign;
+    }
+
+    float o[O_TILES][4];
+#pragma unroll
+    for (u32 j = 0; j < O_TILES; ++j) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
+    // Of rows g and g + 8. The sums are this lane's own columns until the end: alpha is the same for all.
+    float m[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
+    float l[2] = {0.0f, 0.0f};
+
+    for (u32 step = 0; step < steps; ++step) {
+        q_t* const kt = tiles + step % 2 * 2 * TILE;
+        q_t* const vt = kt + TILE;
+        cp_async_wait<0>();
+        // This step's tiles are complete for all warps, and all have left the stage that is filled next.
+        __syncthreads();
+        if (step + 1 < steps) {
+            q_t* const next = tiles + (step + 1) % 2 * 2 * TILE;
+            const u32 first = (step + 1) * BLOCK_N;
+            load_tile(next, k, first, p.nk, p.d, p.k_n, p.k_d);
+            load_tile(next + TILE, v, first, p.nk, p.d, p.v_n, p.v_d);
+            cp_async_commit();
+        }
+
+        float s[N_TILES][4];
+#pragma unroll
+        for (u32 j = 0; j < N_TILES; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
+#pragma unroll
+        for (u32 kk = 0; kk < DEPTHS; ++kk) {
+#pragma unroll
+            for (u32 j = 0; j < N_TILES; j += 2) {
+                // Matrices: keys 0-7 and 8-15 of 16, elements 0-7 and 8-15 of each.
+                u32 r[4];
+                ldmatrix_x4(r, kt + (j * 8 + lane / 16 * 8 + lane % 8) * PITCH + kk * 16 + lane / 8 % 2 * 8);
+                const u32 lo[2] = {r[0], r[1]}, hi[2] = {r[2], r[3]};
+                mma16816(s[j], qf[kk], lo, q_t());
+                mma16816(s[j + 1], qf[kk], hi, q_t());
+            }
+        }
+        if ((step + 1) * BLOCK_N > p.nk) {
+#pragma unroll
+            for (u32 j = 0; j < N_TILES; ++j) {
+#pragma unroll
+                for (u32 i = 0; i < 4; ++i) {
+                    if (step * BLOCK_N + j * 8 + 2 * t + i % 2 >= p.nk) s[j][i] = NEGATIVE_INFINITY;
+                }
+            }
+        }
+
+#pragma unroll
+        for (u32 half = 0; half < 2; ++half) {
+            float top = NEGATIVE_INFINITY;
+#pragma unroll
+            for (u32 j = 0; j < N_TILES; ++j) top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
+            const float m_new = fmaxf(m[half], quad_max(top) * scale);
+            const float alpha = exp2_approx(m[half] - m_new);
+            m[half] = m_new;
+            float sum = 0.0f;
+#pragma unroll
+            for (u32 j = 0; j < N_TILES; ++j) {
+#pragma unroll
+                for (u32 i = 2 * half; i < 2 * half + 2; ++i) {
+                    s[j][i] = exp2_approx(fmaf(s[j][i], scale, -m_new));
+                    sum += s[j][i];
+                }
+            }
+            l[half] = l[half] * alpha + sum;
+#pragma unroll
+            for (u32 j = 0; j < O_TILES; ++j) {
+                o[j][2 * half] *= alpha;
+                o[j][2 * half + 1] *= alpha;
+            }
+        }
+
+#pragma unroll
+        for (u32 kk = 0; kk < BLOCK_N / 16; ++kk) {
+            const float(&s0)[4] = s[2 * kk], (&s1)[4] = s[2 * kk + 1];
+            const u32 pf[4] = {pack2<q_t>(s0[0], s0[1]), pack2<q_t>(s0[2], s0[3]), pack2<q_t>(s1[0], s1[1]),
+                               pack2<q_t>(s1[2], s1[3])};
+#pragma unroll
+            for (u32 j = 0; j < O_TILES; j += 2) {
+                // Matrices: keys 0-7 and 8-15 of 16, then the same keys 8 elements on; transposed on the way.
+                u32 r[4];
+                ldmatrix_x4_trans(r, vt + (kk * 16 + lane % 16) * PITCH + j * 8 + lane / 16 * 8);
+                const u32 lo[2] = {r[0], r[1]}, hi[2] = {r[2], r[3]};
+                mma16816(o[j], pf, lo, q_t());
+                mma16816(o[j + 1], pf, hi, q_t());
+            }
+        }
+    }
+
+#pragma unroll
+    for (u32 half = 0; half < 2; ++half) {
+        const float sum = quad_sum(l[half]);
+        const float scale_out = p.nk > 0 ? 1.0f / sum : 0.0f;
+        if (row + 8 * half >= p.nq) continue;
+#pragma unroll
+        for (u32 j = 0; j < O_TILES; ++j) {
+            store_row(out, row + 8 * half, j * 8 + 2 * t, o[j][2 * half] * scale_out, o[j][2 * half + 1] * scale_out, p);
+        }
+    }
+}
+
+#else
+
+// FP32: 16 x 16 threads (ty, tx); a thread owns queries 4ty..4ty+3, in each tile keys KEYS tx..KEYS tx + KEYS-1
+// (KEYS = BLOCK_N / 16), and of the result elements 2tx, 2tx + 1 of each COLS. Vectors of four hold one number for each of a
+// thread's queries. The head is taken in slices: DEPTH elements of Q and K at a time, then COLS of V,
+// so that shared memory does not grow with it.
+//
+// Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS); THREADS 256.
+//
+// Shared memory (dynamic, floats):
+//
+//   scores  [BLOCK_N][17] float4   P transposed; a row holds 64 queries and 4 floats of padding
+//   tile    qt [DEPTH][17] float4, kt [DEPTH][BLOCK_N]   a slice of Q and of K, transposed
+//           vt [BLOCK_N][COLS]                           later: a slice of V, in the same place
+
+#define KEYS (BLOCK_N / 16)
+#define ROW 17
+
+__device__ __forceinline__ float4 operator*(float4 a, float b) { return make_float4(a.x * b, a.y * b, a.z * b, a.w * b); }
+__device__ __forceinline__ float4 operator*(float4 a, float4 b) {
+    return make_float4(a.x * b.x, a.y * b.y, a.z * b.z, a.w * b.w);
+}
+__device__ __forceinline__ void add_product(float4& c, float4 a, float b) {
+    c.x = fmaf(a.x, b, c.x);
+    c.y = fmaf(a.y, b, c.y);
+    c.z = fmaf(a.z, b, c.z);
+    c.w = fmaf(a.w, b, c.w);
+}
+__device__ __forceinline__ float4 max4(float4 a, float4 b) {
+    return make_float4(fmaxf(a.x, b.x), fmaxf(a.y, b.y), fmaxf(a.z, b.z), fmaxf(a.w, b.w));
+}
+__device__ __forceinline__ float4 exp2_of_difference(float4 a, float4 b) {
+    return make_float4(exp2f(a.x - b.x), exp2f(a.y - b.y), exp2f(a.z - b.z), exp2f(a.w - b.w));
+}
+__device__ __forceinline__ float4 shuffle4(float4 a, int lane) {
+    return make_float4(__shfl_xor_sync(0xffffffffu, a.x, lane), __shfl_xor_sync(0xffffffffu, a.y, lane),
+                       __shfl_xor_sync(0xffffffffu, a.z, lane), __shfl_xor_sync(0xffffffffu, a.w, lane));
+}
+
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS, const Params p) {
+    extern __shared__ __align__(16) u8 shared[];
+    float4* const scores = reinterpret_cast<float4*>(shared);
+    float4* const qt = scores + BLOCK_N * ROW;
+    float* const kt = reinterpret_cast<float*>(qt + DEPTH * ROW);
+    float* const vt = reinterpret_cast<float*>(qt);
+    const u32 block = blockIdx.x + blockIdx.y * gridDim.x;
+    const u32 q_tiles = (p.nq + BLOCK_M - 1) / BLOCK_M;
+    const u32 pair = block / q_tiles;
+    if (pair >= p.pairs) return;
+    const u32 b = pair / p.heads, h = pair % p.heads;
+    const u32 thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
+    const u32 m_first = block % q_tiles * BLOCK_M;
+    q += b * p.q_b + h * p.q_h;
+    k += b * p.k_b + h * p.k_h;
+    v += b * p.v_b + h * p.v_h;
+    out += b * p.out_b + h * p.out_h;
+    // Neighbouring threads walk the denser axis.
+    const bool q_along_d = p.q_d <= p.q_n, k_along_d = p.k_d <= p.k_n, v_along_d = p.v_d <= p.v_n;
+
+    const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+    const float lowest = __int_as_float(0xff800000);
+    float4 o[CHUNKS][2];
+#pragma unroll
+    for (u32 c = 0; c < CHUNKS; ++c) o[c][0] = o[c][1] = zero;
+    float4 m = make_float4(lowest, lowest, lowest, lowest), l = zero;
+
+    for (u32 first = 0; first < p.nk; first += BLOCK_N) {
+        float4 s[KEYS];
+#pragma unroll
+        for (u32 j = 0; j < KEYS; ++j) s[j] = zero;
+        for (u32 from = 0; from < p.d; from += DEPTH) {
+            __syncthreads();  // everyone is done with the slice before (of V, or of Q and K)
+            for (u32 e = thread; e < DEPTH * BLOCK_M; e += THREADS) {
+                const u32 row = q_along_d ? e / DEPTH : e % BLOCK_M, col = q_along_d ? e % DEPTH : e / BLOCK_M;
+                const bool inside = m_first + row < p.nq && from + col < p.d;
+                const float x = inside ? to_f32(q[(m_first + row) * p.q_n + (from + col) * p.q_d]) : 0.0f;
+                reinterpret_cast<float*>(qt)[col * 4 * ROW + row] = x;
+            }
+            for (u32 e = thread; e < DEPTH * BLOCK_N; e += THREADS) {
+                const u32 row = k_along_d ? e / DEPTH : e % BLOCK_N, col = k_along_d ? e % DEPTH : e / BLOCK_N;
+                const bool inside = first + row < p.nk && from + col < p.d;
+                kt[col * BLOCK_N + row] = inside ? to_f32(k[(first + row) * p.k_n + (from + col) * p.k_d]) : 0.0f;
+            }
+            __syncthreads();  // the slices are complete
+#pragma unroll 4
+            for (u32 e = 0; e < DEPTH; ++e) {
+                const float4 a = qt[e * ROW + ty];
+#pragma unroll
+                for (u32 j = 0; j < KEYS; ++j) add_product(s[j], a, kt[e * BLOCK_N + tx * KEYS + j]);
+            }
+        }
+        float4 top = m;
+#pragma unroll
+        for (u32 j = 0; j < KEYS; ++j) {
+            s[j] = s[j] * p.scale_log2e;
+            if (first + tx * KEYS + j >= p.nk) s[j] = make_float4(lowest, lowest, lowest, lowest);
+            top = max4(top, s[j]);
+        }
+        // The 16 threads of a row are neighbours in a warp.
+#pragma unroll
+        for (int lane = 8; lane > 0; lane >>= 1) top = max4(top, shuffle4(top, lane));
+        const float4 alpha = exp2_of_difference(m, top);
+        m = top;
+        l = l * alpha;
+#pragma unroll
+        for (u32 j = 0; j < KEYS; ++j) {
+            const float4 w = exp2_of_difference(s[j], m);
+            l = make_float4(l.x + w.x, l.y + w.y, l.z + w.z, l.w + w.w);
+            // The tile before was read before the barriers above.
+            scores[(tx * KEYS + j) * ROW + ty] = w;
+        }
+#pragma unroll
+        for (u32 c = 0; c < CHUNKS; ++c) {
+            __syncthreads();  // everyone is done with the slices of Q and K, or with the slice of V before
+            for (u32 e = thread; e < BLOCK_N * COLS; e += THREADS) {
+                const u32 row = v_along_d ? e / COLS : e % BLOCK_N, col = v_along_d ? e % COLS : e / BLOCK_N;
+                const bool inside = first + row < p.nk && c * COLS + col < p.d;
+                vt[row * COLS + col] = inside ? to_f32(v[(first + row) * p.v_n + (c * COLS + col) * p.v_d]) : 0.0f;
+            }
+            __syncthreads();  // V and, the first time, the scores are complete
+            float4 o0 = o[c][0] * alpha, o1 = o[c][1] * alpha;
+#pragma unroll 4
+            for (u32 e = 0; e < BLOCK_N; ++e) {
+                const float4 w = scores[e * ROW + ty];
+                const float2 x = *reinterpret_cast<const float2*>(vt + e * COLS + 2 * tx);
+                add_product(o0, w, x.x);
+                add_product(o1, w, x.y);
+            }
+            o[c][0] = o0;
+            o[c][1] = o1;
+        }
+    }
+
+#pragma unroll
+    for (int lane = 8; lane > 0; lane >>= 1) {
+        const float4 other = shuffle4(l, lane);
+        l = make_float4(l.x + other.x, l.y + other.y, l.z + other.z, l.w + other.w);
+    }
+    const float sums[4] = {l.x, l.y, l.z, l.w};
+#pragma unroll
+    for (u32 i = 0; i < 4; ++i) {
+        const u32 row = m_first + 4 * ty + i;
+        if (row >= p.nq) continue;
+        const float scale = p.nk > 0 ? 1.0f / sums[i] : 0.0f;
+#pragma unroll
+        for (u32 c = 0; c < CHUNKS; ++c) {
+#pragma unroll
+            for (u32 j = 0; j < 2; ++j) {
+                const u32 col = c * COLS + 2 * tx + j;
+                const float4 x = o[c][j];
+                const float of_row[4] = {x.x, x.y, x.z, x.w};
+                if (col < p.d) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(of_row[i] * scale);
+            }
+        }
+    }
+}
+
+#endif

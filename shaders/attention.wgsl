@@ -1,1 +1,177 @@
+// Attention: out = softmax(softmax_scale * Q K^T) V, the softmax over the keys, for each batch entry and head.
+//
+// The online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): a workgroup owns BLOCK_M queries of
+// one head and walks over the keys, BLOCK_N at a time. Of each query it keeps the largest score so far (m),
+// the sum of exponentials (l) and the weighted sum of V (o); when m rises, l and o shrink by
+// alpha = 2^(m_old - m_new). Scores are in units of log2(e): p.scale_log2e is the scale times that.
+//
+//   q, out (b, h, nq, d)   k, v (b, h, nk, d)   strides free   workgroup -> (pair = b * heads + h, tile of queries)
+//
+// 16 x 16 invocations (ty, tx); one owns queries 4ty..4ty+3, in each tile keys KEYS tx..KEYS tx + KEYS-1
+// (KEYS = BLOCK_N / 16), and of the result elements 2tx, 2tx + 1 of each COLS. Vectors of four hold one
+// number for each of its queries. The head is taken in slices: DEPTH elements of Q and K at a time, then
+// COLS of V, so that workgroup memory does not grow with it. The twin of attention_tile in
+// kernels/attention.cu.
+//
+// Consts: BLOCK_M 64; BLOCK_N 32 or 64 (workgroup memory); DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS);
+//   THREADS 256; TILE_F16: slices of Q, K and V are kept in f16, which the operands are as well;
+//   LANES 1, 2, 4, 8 or 16: invocations that are certain to share a subgroup; SHUFFLE: LANES > 1;
+//   ACROSS: LANES < 16, row maxima of several subgroups meet in workgroup memory.
+//
+// Workgroup memory:
+//
+//   scores  [BLOCK_N][17] vec4   P transposed; a row holds 64 queries and 4 numbers of padding.
+//                                Before P is written, row maxima lie there: [16 ty][16 / LANES]
+//   tile    qt [DEPTH][68], kt [DEPTH][BLOCK_N]   a slice of Q and of K, transposed
+//           vt [BLOCK_N][COLS]                    later: a slice of V, in the same place
 
+#if TILE_F16
+alias element = f16;
+#else
+alias element = f32;
+#endif
+
+const KEYS: u32 = BLOCK_N / 16u;
+const ROW: u32 = 17u;
+const KT: u32 = DEPTH * 4u * ROW;
+const TILE: u32 = max(KT + DEPTH * BLOCK_N, BLOCK_N * COLS);
+const LOWEST: f32 = -3e38;
+
+var<workgroup> scores: array<vec4<f32>, BLOCK_N * ROW>;
+var<workgroup> tile: array<element, TILE>;
+
+// The largest of each row over its 16 invocations.
+fn row_max(mine: vec4<f32>, tx: u32, ty: u32) -> vec4<f32> {
+    var top = mine;
+#if SHUFFLE
+    for (var lane = LANES / 2u; lane > 0u; lane >>= 1u) { top = max(top, subgroupShuffleXor(top, lane)); }
+#endif
+#if ACROSS
+    if (tx % LANES == 0u) { scores[ty * (16u / LANES) + tx / LANES] = top; }
+    workgroupBarrier();  // the maxima are complete
+    for (var i = 0u; i < 16u / LANES; i++) { top = max(top, scores[ty * (16u / LANES) + i]); }
+    workgroupBarrier();  // everyone has read them before P overwrites them
+#endif
+    return top;
+}
+
+@compute @workgroup_size(THREADS)
+fn attention_tile(
+    @builtin(workgroup_id) block_id: vec3<u32>,
+    @builtin(num_workgroups) blocks: vec3<u32>,
+    @builtin(local_invocation_index) thread: u32,
+) {
+    let block = block_id.x + block_id.y * blocks.x;
+    let q_tiles = (p.nq + BLOCK_M - 1u) / BLOCK_M;
+    let pair = block / q_tiles;
+    if (pair >= p.pairs) { return; }
+    let b = pair / p.heads;
+    let h = pair % p.heads;
+    let tx = thread % 16u;
+    let ty = thread / 16u;
+    let m_first = block % q_tiles * BLOCK_M;
+    let q_base = b * p.q_b + h * p.q_h;
+    let k_base = b * p.k_b + h * p.k_h;
+    let v_base = b * p.v_b + h * p.v_h;
+    let out_base = b * p.out_b + h * p.out_h;
+    // Neighbouring invocations walk the denser axis.
+    let q_along_d = p.q_d <= p.q_n;
+    let k_along_d = p.k_d <= p.k_n;
+    let v_along_d = p.v_d <= p.v_n;
+
+    var o: array<array<vec4<f32>, 2>, CHUNKS>;
+    var m = vec4<f32>(LOWEST);
+    var l = vec4<f32>(0.0);
+
+    for (var first = 0u; first < p.nk; first += BLOCK_N) {
+        var s: array<vec4<f32>, KEYS>;
+        for (var j = 0u; j < KEYS; j++) { s[j] = vec4<f32>(0.0); }
+        for (var slice = 0u; slice < p.d; slice += DEPTH) {
+            workgroupBarrier();  // everyone is done with the slice before (of V, or of Q and K)
+            for (var e = thread; e < DEPTH * BLOCK_M; e += THREADS) {
+                let row = select(e % BLOCK_M, e / DEPTH, q_along_d);
+                let col = select(e / BLOCK_M, e % DEPTH, q_along_d);
+                var x = 0.0;
+                if (m_first + row < p.nq && slice + col < p.d) {
+                    x = load_q(q_base + (m_first + row) * p.q_n + (slice + col) * p.q_d);
+                }
+                tile[col * 4u * ROW + row] = element(x);
+            }
+            for (var e = thread; e < DEPTH * BLOCK_N; e += THREADS) {
+                let row = select(e % BLOCK_N, e / DEPTH, k_along_d);
+                let col = select(e / BLOCK_N, e % DEPTH, k_along_d);
+                var x = 0.0;
+                if (first + row < p.nk && slice + col < p.d) {
+                    x = load_k(k_base + (first + row) * p.k_n + (slice + col) * p.k_d);
+                }
+                tile[KT + col * BLOCK_N + row] = element(x);
+            }
+            workgroupBarrier();  // the slices are complete
+            for (var e = 0u; e < DEPTH; e++) {
+                let at = e * 4u * ROW + 4u * ty;
+                let a = vec4<f32>(f32(tile[at]), f32(tile[at + 1u]), f32(tile[at + 2u]), f32(tile[at + 3u]));
+                for (var j = 0u; j < KEYS; j++) {
+                    s[j] = fma(a, vec4<f32>(f32(tile[KT + e * BLOCK_N + tx * KEYS + j])), s[j]);
+                }
+            }
+        }
+        var top = m;
+        for (var j = 0u; j < KEYS; j++) {
+            s[j] = select(vec4<f32>(LOWEST), s[j] * p.scale_log2e, first + tx * KEYS + j < p.nk);
+            top = max(top, s[j]);
+        }
+        top = row_max(top, tx, ty);
+        let alpha = exp2(m - top);
+        m = top;
+        l *= alpha;
+        for (var j = 0u; j < KEYS; j++) {
+            let w = exp2(s[j] - m);
+            l += w;
+            // The tile before was read before the barriers above.
+            scores[(tx * KEYS + j) * ROW + ty] = w;
+        }
+        for (var c = 0u; c < CHUNKS; c++) {
+            workgroupBarrier();  // everyone is done with the slices of Q and K, or with the slice of V before
+            for (var e = thread; e < BLOCK_N * COLS; e += THREADS) {
+                let row = select(e % BLOCK_N, e / COLS, v_along_d);
+                let col = select(e / BLOCK_N, e % COLS, v_along_d);
+                var x = 0.0;
+                if (first + row < p.nk && c * COLS + col < p.d) {
+                    x = load_v(v_base + (first + row) * p.v_n + (c * COLS + col) * p.v_d);
+                }
+                tile[row * COLS + col] = element(x);
+            }
+            workgroupBarrier();  // V and, the first time, the scores are complete
+            var o0 = o[c][0] * alpha;
+            var o1 = o[c][1] * alpha;
+            for (var e = 0u; e < BLOCK_N; e++) {
+                let w = scores[e * ROW + ty];
+                o0 = fma(w, vec4<f32>(f32(tile[e * COLS + 2u * tx])), o0);
+                o1 = fma(w, vec4<f32>(f32(tile[e * COLS + 2u * tx + 1u])), o1);
+            }
+            o[c][0] = o0;
+            o[c][1] = o1;
+        }
+    }
+
+    // The sums of each row over its 16 invocations.
+    workgroupBarrier();  // everyone is done with the scores
+    scores[ty * 16u + tx] = l;
+    workgroupBarrier();  // the sums are complete
+    l = vec4<f32>(0.0);
+    for (var i = 0u; i < 16u; i++) { l += scores[ty * 16u + i]; }
+    var scale = vec4<f32>(0.0);
+    if (p.nk > 0u) { scale = 1.0 / l; }
+    for (var c = 0u; c < CHUNKS; c++) {
+        for (var j = 0u; j < 2u; j++) {
+            let x = o[c][j] * scale;
+            let col = c * COLS + 2u * tx + j;
+            for (var i = 0u; i < 4u; i++) {
+                let row = m_first + 4u * ty + i;
+                if (row < p.nq && col < p.d) {
+                    store_out(out_base + row * p.out_n + col * p.out_d, x[i]);
+                }
+            }
+        }
+    }
+}

@@ -9,6 +9,7 @@ pub mod op;
 pub mod ops;
 pub mod philox;
 pub mod reference;
+pub mod solver;
 pub mod source;
 pub mod target;
 pub mod tensor;

@@ -1,8 +1,123 @@
 //! Matrix products, cross-checked on every device, and bad input tried one by one.
 
-use advect::ops::Matmul;
+use advect::ops::{Matmul, MatmulArgs};
+use advect::{Cpu, Dtype, Error, View};
 
 #[test]
 fn cross_check() {
     advect::verify::assert_op::<Matmul>(60);
+}
+
+/// Runs a 4x5 product of one shape changed: the call must be refused with an error that names `arg` and
+/// says `wanted` and `got`, and `out` must be as it was.
+#[track_caller]
+fn refused(arg: &str, wanted: &str, got: &str, change: impl FnOnce(&mut Shapes)) {
+    let mut shapes = Shapes::default();
+    change(&mut shapes);
+    let data = vec![1.0f32; 256];
+    let mut out = vec![7.0f32; 256];
+    let view = |(dtype, shape): &Operand| {
+        View::contiguous(bytemuck::cast_slice(&data), *dtype, shape).expect("few axes")
+    };
+    let args = MatmulArgs {
+        a: view(&shapes.a),
+        b: view(&shapes.b),
+        bias: Some(view(&shapes.bias)),
+        residual: Some(view(&shapes.residual)),
+        out: View::contiguous(bytemuck::cast_slice_mut(&mut out), shapes.out.0, &shapes.out.1)
+            .expect("few axes"),
+    };
+    let error = Cpu::new().expect("threads start").run(&Matmul::default(), args).unwrap_err();
+    match &error {
+        Error::Argument { op: "matmul", arg: at, wanted: w, got: g } => {
+            assert_eq!((*at, w.contains(wanted), g.contains(got)), (arg, true, true), "{error}");
+        }
+        other => panic!("{other}"),
+    }
+    assert!(out.iter().all(|&x| x == 7.0), "{error}: out was written");
+}
+
+type Operand = (Dtype, Vec<usize>);
+
+/// What each operand is; as made by default, all fit.
+struct Shapes {
+    a: Operand,
+    b: Operand,
+    bias: Operand,
+    residual: Operand,
+    out: Operand,
+}
+
+impl Default for Shapes {
+    fn default() -> Self {
+        let of = |shape: &[usize]| (Dtype::F32, shape.to_vec());
+        Self {
+            a: of(&[2, 4, 3]),
+            b: of(&[3, 5]),
+            bias: of(&[5]),
+            residual: of(&[1, 4, 5]),
+            out: of(&[2, 4, 5]),
+        }
+    }
+}
+
+#[test]
+fn wrong_rank() {
+    refused("out", "2 axes [m, n] or 3 axes [batch, m, n]", "[20]", |s| s.out.1 = vec![20]);
+    refused("out", "2 axes", "[1, 2, 4, 5]", |s| s.out.1 = vec![1, 2, 4, 5]);
+    refused("a", "2 axes [m, k]", "no axes", |s| s.a.1 = vec![]);
+    refused("a", "[2, 4, 12]", "[12]", |s| s.a.1 = vec![12]);
+    refused("b", "[3, 5]", "[1, 1, 3, 5]", |s| s.b.1 = vec![1, 1, 3, 5]);
+    refused("bias", "shape [5]", "[1, 5]", |s| s.bias.1 = vec![1, 5]);
+}
+
+#[test]
+fn mismatched_sizes() {
+    refused("a", "shape [2, 4, 3], [1, 4, 3] or [4, 3]", "[2, 5, 3]", |s| s.a.1 = vec![2, 5, 3]);
+    refused("b", "[3, 5]", "[4, 5]", |s| s.b.1 = vec![4, 5]);
+    refused("b", "[3, 5]", "[5, 3]", |s| s.b.1 = vec![5, 3]);
+    refused("bias", "shape [5]", "[4]", |s| s.bias.1 = vec![4]);
+    refused("residual", "[2, 4, 5]", "[2, 5, 4]", |s| s.residual.1 = vec![2, 5, 4]);
+    refused("a", "[2, 4, 3]", "[3, 4, 3]", |s| s.a.1 = vec![3, 4, 3]);
+}
+
+#[test]
+fn a_batched_input_without_a_batched_result() {
+    refused("a", "shape [4, 3]", "[2, 4, 3]", |s| {
+        s.out.1 = vec![4, 5];
+        s.residual.1 = vec![4, 5];
+    });
+    refused("residual", "shape [4, 5]", "[1, 4, 5]", |s| {
+        s.a.1 = vec![4, 3];
+        s.out.1 = vec![4, 5];
+    });
+}
+
+#[test]
+fn mixed_dtypes() {
+    refused("b", "f32, the dtype of `a`", "f16", |s| s.b.0 = Dtype::F16);
+    refused("bias", "f32, the dtype of `a`", "bf16", |s| s.bias.0 = Dtype::Bf16);
+    refused("out", "f32, the dtype of `a`", "f16", |s| s.out.0 = Dtype::F16);
+}
+
+#[test]
+fn past_the_end() {
+    refused("a", "inside the 256 of its memory", "[2, 4, 33]", |s| s.a.1 = vec![2, 4, 33]);
+    refused("out", "inside the 256 of its memory", "[20, 4, 5]", |s| s.out.1 = vec![20, 4, 5]);
+    refused("b", "inside the 256 of its memory", "overflows", |s| s.b.1 = vec![usize::MAX, 5]);
+}
+
+#[test]
+fn an_output_that_meets_an_input_or_itself() {
+    let data = [1.0f32; 64];
+    let mut out = [7.0f32; 64];
+    let input = |shape: &[usize]| View::of(&data, shape).expect("few axes");
+    let cpu = Cpu::new().expect("threads start");
+    let repeated = View::strided(bytemuck::cast_slice_mut(&mut out), Dtype::F32, &[4, 5], &[0, 1], 0)
+        .expect("one stride an axis");
+    let args = MatmulArgs { a: input(&[4, 3]), b: input(&[3, 5]), bias: None, residual: None, out: repeated };
+    let error = cpu.run(&Matmul::default(), args).unwrap_err();
+    assert!(matches!(&error, Error::Argument { arg: "out", .. }), "{error}");
+    assert!(error.to_string().contains("no two elements coincide"), "{error}");
+    assert_eq!(out, [7.0; 64]);
 }

@@ -23,7 +23,10 @@ pub(crate) struct Token<'a> {
 }
 
 pub(crate) fn error(line: u32, message: impl Into<String>) -> Error {
-    Error::Parse { line, message: message.into() }
+    Error::Parse {
+        line,
+        message: message.into(),
+    }
 }
 
 fn is_word_start(c: u8) -> bool {
@@ -98,7 +101,8 @@ pub(crate) fn lex(text: &str) -> Result<Vec<Token<'_>>> {
                 Tok::Str(&text[start + 1..i - 1])
             }
             b'0'..=b'9' => {
-                while i < s.len() && (s[i].is_ascii_alphanumeric() || s[i] == b'.' || s[i] == b'_') {
+                while i < s.len() && (s[i].is_ascii_alphanumeric() || s[i] == b'.' || s[i] == b'_')
+                {
                     i += 1;
                 }
                 number(&text[start..i])
@@ -121,7 +125,9 @@ pub(crate) fn lex(text: &str) -> Result<Vec<Token<'_>>> {
 
 fn number(s: &str) -> Option<Tok<'static>> {
     let hex = |digits: &str, len: usize| {
-        (digits.len() == len).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
+        (digits.len() == len)
+            .then(|| u64::from_str_radix(digits, 16).ok())
+            .flatten()
     };
     let b = s.as_bytes();
     if b.len() > 2 && b[0] == b'0' {

@@ -1,6 +1,7 @@
 //! The cases of each op: odd sizes, tails, strides, empty and size-1 axes, extreme values.
 
 mod attention;
+mod conv;
 mod matmul;
 mod norm;
 mod resample;

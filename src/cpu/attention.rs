@@ -408,16 +408,19 @@ impl Block {
                 }
             }
             let before = max;
-            in_rows(count, S::LANES == 16 || S::LANES == 4, |key, rows| {
+            let mut key = 0;
+            while key < count {
                 let from = k.from.add(key * k.n);
                 let to = self.scores.add(key * width);
+                let rows = rows::<S>(count - key);
                 match rows {
-                    8 => Self::scores::<S, 8, W>(from, k, self.q, self.d, to, &mut max),
-                    4 => Self::scores::<S, 4, W>(from, k, self.q, self.d, to, &mut max),
-                    2 => Self::scores::<S, 2, W>(from, k, self.q, self.d, to, &mut max),
-                    _ => Self::scores::<S, 1, W>(from, k, self.q, self.d, to, &mut max),
+                    8 => max = Self::scores::<S, 8, W>(from, k, self.q, self.d, to, max),
+                    4 => max = Self::scores::<S, 4, W>(from, k, self.q, self.d, to, max),
+                    2 => max = Self::scores::<S, 2, W>(from, k, self.q, self.d, to, max),
+                    _ => max = Self::scores::<S, 1, W>(from, k, self.q, self.d, to, max),
                 }
-            });
+                key += rows;
+            }
             if !first {
                 for w in 0..W {
                     alpha[w] = exp2::<S>(S::sub(before[w], max[w]));
@@ -437,16 +440,19 @@ impl Block {
                 S::store(self.sum.add(w * S::LANES), sum[w]);
             }
             let alpha = if first { None } else { Some(alpha) };
-            in_rows(self.d, S::LANES == 16 || S::LANES == 4, |e, rows| {
+            let mut e = 0;
+            while e < self.d {
                 let from = v.from.add(e * v.e);
                 let to = self.o.add(e * width);
+                let rows = rows::<S>(self.d - e);
                 match rows {
                     8 => Self::values::<S, 8, W>(from, v, self.scores, count, to, alpha),
                     4 => Self::values::<S, 4, W>(from, v, self.scores, count, to, alpha),
                     2 => Self::values::<S, 2, W>(from, v, self.scores, count, to, alpha),
                     _ => Self::values::<S, 1, W>(from, v, self.scores, count, to, alpha),
                 }
-            });
+                e += rows;
+            }
         }
     }
 
@@ -458,8 +464,8 @@ impl Block {
         q: *const f32,
         d: usize,
         to: *mut f32,
-        max: &mut [S::V; W],
-    ) {
+        mut max: [S::V; W],
+    ) -> [S::V; W] {
         // SAFETY: by the contract of `tile`.
         unsafe {
             let mut acc = [[S::splat(0.0); W]; R];
@@ -474,6 +480,7 @@ impl Block {
                     S::store(to.add((r * W + w) * S::LANES), acc[r][w]);
                 }
             }
+            max
         }
     }
 
@@ -511,20 +518,15 @@ impl Block {
     }
 }
 
-/// Calls `each(first, rows)` over `count` rows, 8 at a time where registers allow, else 4; then the rest.
+/// How many of the `left` rows to take at a time: as many as the registers hold sums for.
 #[inline(always)]
-fn in_rows(count: usize, many_registers: bool, mut each: impl FnMut(usize, usize)) {
-    let mut at = 0;
-    while at < count {
-        let left = count - at;
-        let rows = match left {
-            8.. if many_registers => 8,
-            4.. => 4,
-            2.. => 2,
-            _ => 1,
-        };
-        each(at, rows);
-        at += rows;
+fn rows<S: Simd>(left: usize) -> usize {
+    // AVX-512 and NEON have 32 registers, the others 16.
+    match left {
+        8.. if S::LANES != 8 => 8,
+        4.. => 4,
+        2.. => 2,
+        _ => 1,
     }
 }
 

@@ -171,7 +171,7 @@ impl Op for Attention {
             Language::Cuda { arch } if arch >= 80 && signature.dtype("q") != Dtype::F32 => {
                 mma(p, signature, caps, grid)
             }
-            Language::Cuda { .. } => tile(p, caps, grid, Consts::new().set("MMA", 0u32), 4, 1),
+            Language::Cuda { .. } => tile(p, caps, grid, Consts::new().set("MMA", 0u32), 4),
             Language::Wgsl { f16, subgroups, .. } => {
                 let half = f16 && signature.dtype("q") == Dtype::F16;
                 // Lanes of a subgroup that share a row: 16 threads hold one.
@@ -182,7 +182,7 @@ impl Op for Attention {
                     .set("LANES", lanes)
                     .set("SHUFFLE", u32::from(lanes > 1))
                     .set("ACROSS", u32::from(lanes < 16));
-                tile(p, caps, grid, consts, if half { 2 } else { 4 }, 16 / lanes)
+                tile(p, caps, grid, consts, if half { 2 } else { 4 })
             }
         }
     }
@@ -250,20 +250,13 @@ fn mma(p: &AttentionParams, signature: &Signature, caps: &Caps, grid: [u32; 3]) 
 }
 
 /// The register-tiled f32 kernel of CUDA and WGSL: 16 x 16 threads, each 4 queries by `BLOCK_N / 16` keys.
-/// `element` is the size of a tile's elements, `partials` how many row maxima meet in shared memory.
-fn tile(
-    p: &AttentionParams,
-    caps: &Caps,
-    grid: [u32; 3],
-    consts: Consts,
-    element: u32,
-    partials: u32,
-) -> Result<Plan> {
+/// `element` is the size of a tile's elements.
+fn tile(p: &AttentionParams, caps: &Caps, grid: [u32; 3], consts: Consts, element: u32) -> Result<Plan> {
     const THREADS: u32 = 256;
     let chunks = p.d.div_ceil(TILE_COLS);
     let shared = |block_n: u32| {
-        // Scores, 4 queries a vector, 16 vectors and one of padding a key; row maxima lie in the same place.
-        let scores = 16 * (17 * block_n).max(16 * partials);
+        // Scores, 4 queries a vector, 16 vectors and one of padding a key.
+        let scores = 16 * 17 * block_n;
         // Q and K a slice of the head at a time; V takes the place of both.
         let qk = TILE_DEPTH * (4 * 17 + block_n);
         scores + element * qk.max(block_n * TILE_COLS)

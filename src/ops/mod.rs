@@ -2,6 +2,7 @@
 
 mod activation;
 pub mod attention;
+pub mod conv;
 pub mod matmul;
 pub mod norm;
 pub mod resample;
@@ -9,6 +10,7 @@ pub mod step;
 
 pub use activation::Activation;
 pub use attention::{Attention, AttentionArgs};
+pub use conv::{Conv, ConvArgs};
 pub use matmul::{Matmul, MatmulArgs};
 pub use norm::{Norm, NormArgs, NormKind};
 pub use resample::{Resample, ResampleArgs};

@@ -10,6 +10,7 @@ use crate::dtype::Dtype;
 use crate::ops::Activation;
 
 pub mod attention;
+pub mod conv;
 pub mod matmul;
 pub mod norm;
 pub mod resample;

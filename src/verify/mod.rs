@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod judge;
+pub mod kernels;
 pub mod probe;
 pub mod run;
 pub mod timing;
@@ -13,7 +14,7 @@ pub use probe::{Ceilings, ceilings};
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
-use crate::ops::{Attention, Matmul, Norm, Resample, Step};
+use crate::ops::{Attention, Conv, Matmul, Norm, Resample, Step};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
@@ -24,6 +25,7 @@ pub trait OpVisitor {
 /// Shows every op to `visitor`, in the order of tables.
 pub fn each_op(visitor: &mut impl OpVisitor) {
     visitor.visit::<Matmul>();
+    visitor.visit::<Conv>();
     visitor.visit::<Norm>();
     visitor.visit::<Attention>();
     visitor.visit::<Resample>();

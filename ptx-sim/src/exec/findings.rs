@@ -44,17 +44,36 @@ impl Findings {
     ) {
         self.sequence += 1;
         let sequence = self.sequence;
-        self.map.entry((kind, at.function, at.pc)).and_modify(|raw| raw.count += 1).or_insert_with(|| Raw {
-            kind,
-            function: at.function,
-            pc: at.pc,
-            block: at.block,
-            sequence,
-            thread: at.thread,
-            address,
-            message: message(),
-            count: 1,
-        });
+        let key = (kind, at.function, at.pc);
+        let mut count = 1;
+        if let Some(raw) = self.map.get_mut(&key) {
+            raw.count += 1;
+            if raw.block <= at.block {
+                return;
+            }
+            // Blocks may come in any order: the lowest speaks for all.
+            count = raw.count;
+        }
+        let At {
+            function,
+            pc,
+            block,
+            thread,
+        } = at;
+        self.map.insert(
+            key,
+            Raw {
+                kind,
+                function,
+                pc,
+                block,
+                sequence,
+                thread,
+                address,
+                message: message(),
+                count,
+            },
+        );
     }
 
     pub(crate) fn len(&self) -> usize {

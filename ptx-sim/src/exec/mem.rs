@@ -47,7 +47,13 @@ pub(crate) fn space_of(address: u64) -> Space {
 
 impl Env<'_> {
     /// The addresses of all lanes; an undefined one is a finding.
-    pub(crate) fn addresses(&mut self, warp: &Warp, addr: &Addr, space: Space, m: u32) -> [u64; LANES] {
+    pub(crate) fn addresses(
+        &mut self,
+        warp: &Warp,
+        addr: &Addr,
+        space: Space,
+        m: u32,
+    ) -> [u64; LANES] {
         let base = self.src64(warp, &addr.base);
         self.undefined(warp, base.undef & m, "the address");
         let mut out = base.v;
@@ -77,7 +83,9 @@ impl Env<'_> {
         let mut left = m;
         while left != 0 {
             let space = space_of(addresses[left.trailing_zeros() as usize]);
-            let same = Lanes(left).filter(|&l| space_of(addresses[l]) == space).fold(0, |s, l| s | 1u32 << l);
+            let same = Lanes(left)
+                .filter(|&l| space_of(addresses[l]) == space)
+                .fold(0, |s, l| s | 1u32 << l);
             for l in Lanes(same) {
                 addresses[l] = addresses[l].wrapping_sub(window(space));
             }
@@ -92,23 +100,35 @@ impl Env<'_> {
         let addresses = self.addresses(warp, &access.addr, access.space, m);
         let mut data: Data = [[0xff; MAX_ACCESS]; LANES];
         let mut undef = 0;
-        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            undef |= env.read(warp, space, addresses, bytes as u32, m, &mut data);
-        });
+        self.by_space(
+            warp,
+            access.space,
+            addresses,
+            m,
+            |env, warp, space, addresses, m| {
+                undef |= env.read(warp, space, addresses, bytes as u32, m, &mut data);
+            },
+        );
         for (i, &d) in dst.iter().enumerate() {
             let at = i * element;
-            let mut v = V64 { v: [0; LANES], undef };
+            let mut v = V64 {
+                v: [0; LANES],
+                undef,
+            };
             match element {
-                4 => {
+                4 if !(access.ty.signed() && matches!(d, Reg::W64(_))) => {
                     let part = std::array::from_fn(|l| word(&data[l], at));
                     warp.put32(d, &super::value::V32 { v: part, undef }, m);
                     continue;
                 }
+                4 => (0..LANES).for_each(|l| v.v[l] = u64::from(word(&data[l], at))),
                 8 => (0..LANES).for_each(|l| {
-                    v.v[l] = u64::from(word(&data[l], at)) | u64::from(word(&data[l], at + 4)) << 32;
+                    v.v[l] =
+                        u64::from(word(&data[l], at)) | u64::from(word(&data[l], at + 4)) << 32;
                 }),
-                2 => (0..LANES)
-                    .for_each(|l| v.v[l] = u64::from(u16::from_le_bytes([data[l][at], data[l][at + 1]]))),
+                2 => (0..LANES).for_each(|l| {
+                    v.v[l] = u64::from(u16::from_le_bytes([data[l][at], data[l][at + 1]]))
+                }),
                 _ => (0..LANES).for_each(|l| v.v[l] = u64::from(data[l][at])),
             }
             if access.ty.signed() {
@@ -142,9 +162,15 @@ impl Env<'_> {
         undef &= m;
         let bytes = (element * src.len()) as u32;
         let addresses = self.addresses(warp, &access.addr, access.space, m);
-        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            env.write(warp, space, addresses, bytes, m, &data, undef & m);
-        });
+        self.by_space(
+            warp,
+            access.space,
+            addresses,
+            m,
+            |env, warp, space, addresses, m| {
+                env.write(warp, space, addresses, bytes, m, &data, undef & m);
+            },
+        );
     }
 
     /// Reads in one space. Returns lanes whose value is undefined without being a finding by itself.
@@ -165,9 +191,18 @@ impl Env<'_> {
                     if !addresses[l].is_multiple_of(u64::from(bytes)) {
                         self.misaligned(warp, l, addresses[l], bytes);
                     } else if at + n > params.len() {
-                        self.record(FindingKind::OutOfBounds, warp, l, Some(addresses[l]), || {
-                            format!("{n} bytes of the {} bytes of kernel parameters", params.len())
-                        });
+                        self.record(
+                            FindingKind::OutOfBounds,
+                            warp,
+                            l,
+                            Some(addresses[l]),
+                            || {
+                                format!(
+                                    "{n} bytes of the {} bytes of kernel parameters",
+                                    params.len()
+                                )
+                            },
+                        );
                     } else {
                         data[l][..n].copy_from_slice(&params[at..at + n]);
                     }
@@ -216,7 +251,8 @@ impl Env<'_> {
                 }
                 let mut hint = usize::MAX;
                 for l in Lanes(m) {
-                    let Some((index, at)) = self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Read)
+                    let Some((index, at)) =
+                        self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Read)
                     else {
                         continue;
                     };
@@ -236,8 +272,11 @@ impl Env<'_> {
                         let v = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
                         data[l][..4].copy_from_slice(&v.to_le_bytes());
                     } else {
-                        for (i, word) in alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate() {
-                            data[l][i * 4..i * 4 + 4].copy_from_slice(&word.load(Relaxed).to_le_bytes());
+                        for (i, word) in
+                            alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate()
+                        {
+                            data[l][i * 4..i * 4 + 4]
+                                .copy_from_slice(&word.load(Relaxed).to_le_bytes());
                         }
                     }
                 }
@@ -267,7 +306,11 @@ impl Env<'_> {
                 for l in Lanes(m) {
                     if let Some(at) = self.local(warp, l, addresses[l], bytes) {
                         warp.local[at..at + n].copy_from_slice(&data[l][..n]);
-                        let state = if undef >> l & 1 != 0 { UNWRITTEN } else { WRITTEN };
+                        let state = if undef >> l & 1 != 0 {
+                            UNWRITTEN
+                        } else {
+                            WRITTEN
+                        };
                         warp.local_state[at..at + n].fill(state);
                     }
                 }
@@ -305,7 +348,8 @@ impl Env<'_> {
                 count_sectors(&mut self.counters.global_store, addresses, bytes, m);
                 let mut hint = usize::MAX;
                 for l in Lanes(m) {
-                    let Some((index, at)) = self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Write)
+                    let Some((index, at)) =
+                        self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Write)
                     else {
                         continue;
                     };
@@ -316,7 +360,10 @@ impl Env<'_> {
                             v.to_le_bytes()[..n] == data[l][..n]
                         } else {
                             let words = &alloc.words[(at / 4) as usize..][..n / 4];
-                            words.iter().enumerate().all(|(i, w)| w.load(Relaxed) == word(&data[l], i * 4))
+                            words
+                                .iter()
+                                .enumerate()
+                                .all(|(i, w)| w.load(Relaxed) == word(&data[l], i * 4))
                         }
                     };
                     let other = self.who(warp, l).write(alloc, at, bytes, false, same);
@@ -370,7 +417,11 @@ impl Env<'_> {
         }
         let Some(index) = gpu.find(address) else {
             self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
-                if address < 65536 { "a null pointer".to_owned() } else { "in no allocation".to_owned() }
+                if address < 65536 {
+                    "a null pointer".to_owned()
+                } else {
+                    "in no allocation".to_owned()
+                }
             });
             return None;
         };
@@ -383,21 +434,23 @@ impl Env<'_> {
         };
         if alloc.freed && at < alloc.size {
             self.record(FindingKind::UseAfterFree, warp, lane, Some(address), || {
-                format!(
-                    "{what} of {bytes} bytes at offset {at} of an allocation of {} bytes that was freed",
-                    alloc.size
-                )
+                format!("{what} of {bytes} bytes at offset {at} of an allocation of {} bytes that was freed", alloc.size)
             });
             return None;
         }
         if at >= alloc.size || u64::from(bytes) > alloc.size - at {
             // Name the nearer neighbour.
-            let before =
-                gpu.allocs.get(index + 1).filter(|next| next.base - address < at.saturating_sub(alloc.size));
-            let (size, offset) =
-                before.map_or((alloc.size, at as i64), |next| (next.size, -((next.base - address) as i64)));
+            let before = gpu
+                .allocs
+                .get(index + 1)
+                .filter(|next| next.base - address < at.saturating_sub(alloc.size));
+            let (size, offset) = before.map_or((alloc.size, at as i64), |next| {
+                (next.size, -((next.base - address) as i64))
+            });
             self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
-                format!("{what} of {bytes} bytes at offset {offset} of an allocation of {size} bytes")
+                format!(
+                    "{what} of {bytes} bytes at offset {offset} of an allocation of {size} bytes"
+                )
             });
             return None;
         }
@@ -452,19 +505,13 @@ impl Env<'_> {
         };
         let [bx, by, _] = self.cx.block;
         self.record(kind, warp, lane, Some(at), || match flaw {
-            Flaw::Bounds => {
-                format!("{what} of {bytes} bytes outside of every shared variable ({size} bytes in all)")
-            }
+            Flaw::Bounds => format!("{what} of {bytes} bytes outside of every shared variable ({size} bytes in all)"),
             Flaw::Unwritten => format!("{what} of {bytes} bytes of shared memory that no thread has written"),
-            Flaw::Pending => format!(
-                "{what} of {bytes} bytes that a cp.async writes, before the wait of the thread that issued it"
-            ),
+            Flaw::Pending => format!("{what} of {bytes} bytes that a cp.async writes, before the wait of the thread that issued it"),
             Flaw::Race { thread: t, wrote } => {
                 let verb = if wrote { "written" } else { "read" };
                 let (x, y, z) = (t % bx, t / bx % by, t / (bx * by));
-                format!(
-                    "{what} of {bytes} bytes that thread ({x},{y},{z}) has {verb}, with no barrier between"
-                )
+                format!("{what} of {bytes} bytes that thread ({x},{y},{z}) has {verb}, with no barrier between")
             }
         });
     }
@@ -483,7 +530,11 @@ impl Env<'_> {
         self.record(FindingKind::GlobalRace, warp, lane, Some(address), || {
             let (t, b) = (other.thread, other.block);
             let verb = if other.wrote { "written" } else { "read" };
-            let order = if same_block { "with no barrier between" } else { "and nothing orders blocks" };
+            let order = if same_block {
+                "with no barrier between"
+            } else {
+                "and nothing orders blocks"
+            };
             format!(
                 "{what} of what thread ({},{},{}) of block ({},{},{}) has {verb}, {order}",
                 t % bx,
@@ -495,8 +546,6 @@ impl Env<'_> {
             )
         });
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn atom(
         &mut self,
         warp: &mut Warp,
@@ -511,67 +560,87 @@ impl Env<'_> {
         let (b, c) = (self.src64(warp, b), self.src64(warp, c));
         self.undefined(warp, (b.undef | c.undef) & m, "the operand of the atomic");
         let addresses = self.addresses(warp, &access.addr, access.space, m);
-        let mut out = V64 { v: [0; LANES], undef: 0 };
+        let mut out = V64 {
+            v: [0; LANES],
+            undef: 0,
+        };
         let (ty, bytes) = (access.ty, access.ty.bytes());
-        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| match space {
-            Space::Shared => {
-                count_banks(&mut env.counters.shared_load, addresses, bytes, m);
-                for l in Lanes(m) {
-                    let at = addresses[l];
-                    if at & u64::from(bytes - 1) != 0 {
-                        env.misaligned(warp, l, at, bytes);
-                        continue;
-                    }
-                    let mut flaw = env.shared.check_read(at, bytes);
-                    if flaw.is_none() {
-                        flaw = env.shared.write(warp, l, at, bytes, true, false);
-                    }
-                    if let Some(flaw) = flaw {
-                        env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
-                        if flaw == Flaw::Bounds {
+        self.by_space(
+            warp,
+            access.space,
+            addresses,
+            m,
+            |env, warp, space, addresses, m| match space {
+                Space::Shared => {
+                    count_banks(&mut env.counters.shared_load, addresses, bytes, m);
+                    for l in Lanes(m) {
+                        let at = addresses[l];
+                        if at & u64::from(bytes - 1) != 0 {
+                            env.misaligned(warp, l, at, bytes);
                             continue;
                         }
+                        let mut flaw = env.shared.check_read(at, bytes);
+                        if flaw.is_none() {
+                            flaw = env.shared.write(warp, l, at, bytes, true, false);
+                        }
+                        if let Some(flaw) = flaw {
+                            env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
+                            if flaw == Flaw::Bounds {
+                                continue;
+                            }
+                        }
+                        let (at, n) = (at as usize, bytes as usize);
+                        let mut old = [0; 8];
+                        old[..n].copy_from_slice(&env.shared.data[at..at + n]);
+                        let old = u64::from_le_bytes(old);
+                        let new = update(op, ty, old, b.v[l], c.v[l]);
+                        env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
+                        out.v[l] = old;
                     }
-                    let (at, n) = (at as usize, bytes as usize);
-                    let mut old = [0; 8];
-                    old[..n].copy_from_slice(&env.shared.data[at..at + n]);
-                    let old = u64::from_le_bytes(old);
-                    let new = update(op, ty, old, b.v[l], c.v[l]);
-                    env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
-                    out.v[l] = old;
                 }
-            }
-            Space::Global | Space::Generic => {
-                count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
-                let mut hint = usize::MAX;
-                for l in Lanes(m) {
-                    let Some((index, at)) = env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
-                    else {
-                        continue;
-                    };
-                    let alloc = &env.cx.gpu.allocs[index];
-                    if !alloc.is_written(at, bytes) {
-                        env.record(FindingKind::UninitializedMemory, warp, l, Some(addresses[l]), || {
-                            "atomic on memory that nothing has written".to_owned()
+                Space::Global | Space::Generic => {
+                    count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
+                    let mut hint = usize::MAX;
+                    for l in Lanes(m) {
+                        let Some((index, at)) =
+                            env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
+                        else {
+                            continue;
+                        };
+                        let alloc = &env.cx.gpu.allocs[index];
+                        if !alloc.is_written(at, bytes) {
+                            env.record(
+                                FindingKind::UninitializedMemory,
+                                warp,
+                                l,
+                                Some(addresses[l]),
+                                || "atomic on memory that nothing has written".to_owned(),
+                            );
+                        }
+                        let other = env.who(warp, l).write(alloc, at, bytes, true, false);
+                        if let Some(other) = other {
+                            env.global_race(warp, l, addresses[l], "atomic", other);
+                        }
+                        if env.cx.uses_fences {
+                            env.synchronize(addresses[l], ordered);
+                        }
+                        out.v[l] = global_update(alloc, at, bytes, |old| {
+                            update(op, ty, old, b.v[l], c.v[l])
                         });
                     }
-                    let other = env.who(warp, l).write(alloc, at, bytes, true, false);
-                    if let Some(other) = other {
-                        env.global_race(warp, l, addresses[l], "atomic", other);
-                    }
-                    if env.cx.uses_fences {
-                        env.synchronize(addresses[l], ordered);
-                    }
-                    out.v[l] = global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l]));
                 }
-            }
-            _ => {
-                let l = m.trailing_zeros() as usize;
-                env.record(FindingKind::InvalidOperand, warp, l, Some(addresses[l]), || {
-                    "an atomic needs global or shared memory".to_owned()
-                });
-            }
-        });
+                _ => {
+                    let l = m.trailing_zeros() as usize;
+                    env.record(
+                        FindingKind::InvalidOperand,
+                        warp,
+                        l,
+                        Some(addresses[l]),
+                        || "an atomic needs global or shared memory".to_owned(),
+                    );
+                }
+            },
+        );
         if d != Reg::Sink {
             if ty.signed() && bytes == 4 {
                 out.v = out.v.map(|v| v as i32 as i64 as u64);
@@ -592,8 +661,6 @@ impl Env<'_> {
             map.entry(address).or_default().insert(self.block);
         }
     }
-
-    #[allow(clippy::too_many_arguments, reason = "the fields of one instruction")]
     pub(crate) fn cp_async(
         &mut self,
         warp: &mut Warp,
@@ -631,7 +698,11 @@ impl Env<'_> {
         count_sectors(&mut self.counters.global_load, &from, bytes, reads);
         let mut hint = usize::MAX;
         for l in Lanes(m) {
-            let mut source_bytes = if reads >> l & 1 != 0 { size[l].min(bytes) } else { 0 };
+            let mut source_bytes = if reads >> l & 1 != 0 {
+                size[l].min(bytes)
+            } else {
+                0
+            };
             if from[l] & u64::from(bytes - 1) != 0 {
                 self.misaligned(warp, l, from[l], bytes);
                 source_bytes = 0;
@@ -647,7 +718,8 @@ impl Env<'_> {
                             });
                         }
                         if !alloc.read_only
-                            && let Some(other) = self.who(warp, l).read(alloc, at, source_bytes, false)
+                            && let Some(other) =
+                                self.who(warp, l).read(alloc, at, source_bytes, false)
                         {
                             self.global_race(warp, l, from[l], "copy", other);
                         }
@@ -692,7 +764,8 @@ impl Env<'_> {
     ) -> Option<(usize, u64)> {
         let mut found = None;
         for i in [0, bytes - 1] {
-            let (index, at) = self.locate(warp, lane, address + u64::from(i), 1, hint, Kind::Read)?;
+            let (index, at) =
+                self.locate(warp, lane, address + u64::from(i), 1, hint, Kind::Read)?;
             if found.is_some_and(|(first, _)| first != index) {
                 return None;
             }
@@ -708,7 +781,9 @@ impl Env<'_> {
             let lane = usize::from(copy.lane);
             let done = match keep {
                 None => true,
-                Some(keep) => u64::from(copy.group) + u64::from(keep) < u64::from(warp.committed[lane]),
+                Some(keep) => {
+                    u64::from(copy.group) + u64::from(keep) < u64::from(warp.committed[lane])
+                }
             };
             if m >> lane & 1 == 0 || !done {
                 warp.copies.push(copy);
@@ -721,14 +796,19 @@ impl Env<'_> {
             {
                 let alloc = &self.cx.gpu.allocs[index];
                 let from = copy.src - alloc.base;
-                for (i, byte) in bytes[..usize::from(copy.source_bytes)].iter_mut().enumerate() {
+                for (i, byte) in bytes[..usize::from(copy.source_bytes)]
+                    .iter_mut()
+                    .enumerate()
+                {
                     let at = from + i as u64;
                     *byte = (alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8)) as u8;
                 }
             }
             self.shared.data[at..at + n].copy_from_slice(&bytes[..n]);
-            self.shared.mark(u64::from(copy.dst), u32::from(copy.bytes), WRITTEN);
-            self.shared.stamp(warp, lane, u64::from(copy.dst), u32::from(copy.bytes));
+            self.shared
+                .mark(u64::from(copy.dst), u32::from(copy.bytes), WRITTEN);
+            self.shared
+                .stamp(warp, lane, u64::from(copy.dst), u32::from(copy.bytes));
         }
     }
 }
@@ -749,12 +829,24 @@ fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
             Ty::F32 => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
             Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
             Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {
-                let f = if matches!(ty, Ty::F16 | Ty::F16x2) { fp::F16 } else { fp::BF16 };
+                let f = if matches!(ty, Ty::F16 | Ty::F16x2) {
+                    fp::F16
+                } else {
+                    fp::BF16
+                };
                 let add = |a: u64, b: u64| {
-                    fp::pack(fp::add(fp::unpack(a, f), fp::unpack(b, f), Round::Nearest), f, Round::Nearest)
+                    fp::pack(
+                        fp::add(fp::unpack(a, f), fp::unpack(b, f), Round::Nearest),
+                        f,
+                        Round::Nearest,
+                    )
                 };
                 let low = add(old & 0xffff, b & 0xffff);
-                if ty.bytes() == 4 { low | add(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16 } else { low }
+                if ty.bytes() == 4 {
+                    low | add(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16
+                } else {
+                    low
+                }
             }
             _ => old.wrapping_add(b) & mask,
         },

@@ -1,5 +1,14 @@
 //! Executes decoded kernels: one block at a time on a thread, one warp at a time in a block.
 
+#![allow(
+    clippy::too_many_arguments,
+    reason = "functions take the fields of one instruction"
+)]
+#![allow(
+    clippy::needless_range_loop,
+    reason = "a lane indexes several arrays, and inputs that are computed"
+)]
+
 pub(crate) mod arith;
 mod barrier;
 pub(crate) mod block;
@@ -36,6 +45,8 @@ pub(crate) struct LaunchCx<'l> {
     pub(crate) shared_end: u32,
     pub(crate) shared_cell: u32,
     pub(crate) global_cell: u32,
+    /// Local memory that a thread may use, in bytes.
+    pub(crate) local_limit: u32,
     pub(crate) step_limit: u64,
     pub(crate) max_findings: usize,
     pub(crate) schedule: crate::Schedule,

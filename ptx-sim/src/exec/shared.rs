@@ -85,7 +85,11 @@ impl Shared {
     #[inline]
     fn range(&self, at: u64, bytes: u32) -> Option<&[u8]> {
         let end = at.checked_add(u64::from(bytes))?;
-        if end > self.state.len() as u64 { None } else { Some(&self.state[at as usize..end as usize]) }
+        if end > self.state.len() as u64 {
+            None
+        } else {
+            Some(&self.state[at as usize..end as usize])
+        }
     }
 
     #[cold]
@@ -126,7 +130,10 @@ impl Shared {
                     && !(atomic && stamp & 1 != 0)
                     && !warp.is_ordered(thread as usize / 32, interval)
                 {
-                    flaw = Some(Flaw::Race { thread, wrote: true });
+                    flaw = Some(Flaw::Race {
+                        thread,
+                        wrote: true,
+                    });
                 }
             }
             if atomic {
@@ -134,7 +141,11 @@ impl Shared {
             }
             let slot = &mut self.reads[cell * self.warps + warp.id as usize];
             let mine = warp.interval << 6 | lane as u32;
-            *slot = if *slot >> 6 == warp.interval && *slot != mine { mine | READ_MANY } else { mine };
+            *slot = if *slot >> 6 == warp.interval && *slot != mine {
+                mine | READ_MANY
+            } else {
+                mine
+            };
         }
         flaw
     }
@@ -161,7 +172,10 @@ impl Shared {
                     && !(atomic && stamp & 1 != 0)
                     && !warp.is_ordered(thread as usize / 32, interval)
                 {
-                    flaw = Some(Flaw::Race { thread, wrote: true });
+                    flaw = Some(Flaw::Race {
+                        thread,
+                        wrote: true,
+                    });
                 }
             }
             if flaw.is_none() {
@@ -172,7 +186,10 @@ impl Shared {
                     }
                     let reader = w as u32 * 32 + (slot & 31);
                     if reader != me || slot & READ_MANY != 0 {
-                        flaw = Some(Flaw::Race { thread: reader, wrote: false });
+                        flaw = Some(Flaw::Race {
+                            thread: reader,
+                            wrote: false,
+                        });
                         break;
                     }
                 }

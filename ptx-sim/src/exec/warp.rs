@@ -107,7 +107,12 @@ impl Warp {
     ) {
         let frame = Frame {
             function,
-            groups: vec![Group { pc: 0, order: 0, mask, parked: false }],
+            groups: vec![Group {
+                pc: 0,
+                order: 0,
+                mask,
+                parked: false,
+            }],
             base32: self.r32.len(),
             base64: self.r64.len(),
             base_pred: self.pred.len(),
@@ -131,7 +136,12 @@ impl Warp {
         if end > self.local_stride {
             self.grow_local(end);
         }
-        for param in code.params.iter().chain(&code.rets).filter(|_| !code.is_entry) {
+        for param in code
+            .params
+            .iter()
+            .chain(&code.rets)
+            .filter(|_| !code.is_entry)
+        {
             self.mark_local(mask, local + param.offset, param.size, 1);
         }
         self.frames.push(frame);
@@ -144,7 +154,8 @@ impl Warp {
         let mut state = vec![1; stride * LANES];
         for l in 0..LANES {
             let (from, to) = (l * self.local_stride, l * stride);
-            local[to..to + self.local_stride].copy_from_slice(&self.local[from..from + self.local_stride]);
+            local[to..to + self.local_stride]
+                .copy_from_slice(&self.local[from..from + self.local_stride]);
             state[to..to + self.local_stride]
                 .copy_from_slice(&self.local_state[from..from + self.local_stride]);
         }
@@ -183,7 +194,14 @@ impl Warp {
         match *src {
             Src::Pred(p, negate) => {
                 let at = self.base_pred + p as usize;
-                (if negate { !self.pred[at] } else { self.pred[at] }, self.undef_pred[at])
+                (
+                    if negate {
+                        !self.pred[at]
+                    } else {
+                        self.pred[at]
+                    },
+                    self.undef_pred[at],
+                )
             }
             Src::Imm(v) => (if v & 1 != 0 { !0 } else { 0 }, 0),
             _ => (0, 0),
@@ -216,7 +234,14 @@ impl Warp {
                     self.undef32[at] = self.undef32[at] & !m | v.undef & m;
                 }
             }
-            Reg::W64(_) => self.put64(d, &V64 { v: v.v.map(u64::from), undef: v.undef }, m),
+            Reg::W64(_) => self.put64(
+                d,
+                &V64 {
+                    v: v.v.map(u64::from),
+                    undef: v.undef,
+                },
+                m,
+            ),
             _ => {}
         }
     }
@@ -246,6 +271,10 @@ impl Warp {
     /// Whether an access stamped with `interval` by a warp happens before this warp's next access.
     #[inline(always)]
     pub(crate) fn is_ordered(&self, warp: usize, interval: u32) -> bool {
-        if warp == self.id as usize { interval < self.interval } else { interval <= self.clock[warp] }
+        if warp == self.id as usize {
+            interval < self.interval
+        } else {
+            interval <= self.clock[warp]
+        }
     }
 }

@@ -1,0 +1,721 @@
+//! Mistakes put into correct kernels on purpose: each must be found, and named for what it is.
+
+mod common;
+use common::*;
+use ptx_sim::{Class, Error, Finding, FindingKind, Gpu, Launch, Module, Schedule};
+
+const HEAD: &str = ".version 8.0\n.target sm_80\n.address_size 64\n";
+
+/// A kernel `k` with one pointer parameter in %rd0, the thread in %r0 and its 4-byte slot in %rd1.
+fn kernel(decls: &str, body: &str) -> Module {
+    let text = format!(
+        "{HEAD}{decls}
+.visible .entry k(.param .u64 p) {{
+.reg .pred %p<16>; .reg .b32 %r<32>; .reg .b64 %rd<16>; .reg .f32 %f<8>; .reg .b16 %h<4>;
+ld.param.u64 %rd0, [p];
+mov.u32 %r0, %tid.x;
+mul.wide.u32 %rd1, %r0, 4;
+add.s64 %rd1, %rd0, %rd1;
+{body}
+ret;
+}}"
+    );
+    Module::parse(&text).unwrap_or_else(|e| panic!("{e}\n{text}"))
+}
+
+fn launch(
+    module: &Module,
+    gpu: &mut Gpu,
+    p: u64,
+    grid: u32,
+    block: u32,
+    schedule: Schedule,
+) -> Result<ptx_sim::Report, Error> {
+    let params: &[&[u8]] = params![p];
+    let launch = Launch {
+        grid: [grid, 1, 1],
+        block: [block, 1, 1],
+        params,
+        schedule,
+        step_limit: 100_000,
+        ..Launch::default()
+    };
+    module.launch(gpu, "k", &launch)
+}
+
+/// Runs one block over 64 written words and wants findings of one kind, the same under every schedule.
+fn one(decls: &str, body: &str, grid: u32, block: u32) -> Finding {
+    let module = kernel(decls, body);
+    let mut found = Vec::new();
+    for schedule in SCHEDULES {
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        let list = findings(launch(&module, &mut gpu, p, grid, block, schedule));
+        assert!(
+            list.iter().all(|f| f.kind == list[0].kind),
+            "{schedule:?}: {list:?}"
+        );
+        found.push(list.into_iter().next().unwrap());
+    }
+    assert!(found.iter().all(|f| f.kind == found[0].kind), "{found:?}");
+    found.swap_remove(0)
+}
+
+fn clean(decls: &str, body: &str, grid: u32, block: u32) {
+    let module = kernel(decls, body);
+    for schedule in SCHEDULES {
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        launch(&module, &mut gpu, p, grid, block, schedule).unwrap();
+    }
+}
+
+const SHARED: &str = ".shared .align 4 .b8 s[256];";
+
+#[test]
+fn out_of_bounds_names_allocation_thread_and_line() {
+    let f = one("", "st.global.u32 [%rd1+16], %r0;", 1, 64);
+    assert_eq!(f.kind, FindingKind::OutOfBounds);
+    assert_eq!((f.thread, f.block, f.count), ([60, 0, 0], [0, 0, 0], 4));
+    assert!(
+        f.message
+            .contains("offset 256 of an allocation of 256 bytes"),
+        "{f}"
+    );
+    assert_eq!(f.ptx_line, 11);
+    assert!(f.to_string().contains("PTX line 11"));
+    let f = one("", "ld.global.u32 %r1, [%rd0+-4];", 1, 1);
+    assert_eq!(f.kind, FindingKind::OutOfBounds);
+}
+
+#[test]
+fn null_and_shared_and_local_and_param_bounds() {
+    assert_eq!(
+        one("", "mov.u64 %rd2, 0;\nld.global.u32 %r1, [%rd2];", 1, 1).kind,
+        FindingKind::OutOfBounds
+    );
+    assert_eq!(
+        one(
+            SHARED,
+            "mov.u32 %r1, s;\nst.shared.u32 [%r1+256], %r0;",
+            1,
+            1
+        )
+        .kind,
+        FindingKind::OutOfBounds
+    );
+    let local = ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nst.local.u32 [%rd2+64], %r0;";
+    assert_eq!(one("", local, 1, 1).kind, FindingKind::OutOfBounds);
+    assert_eq!(
+        one("", "ld.param.u64 %rd2, [p+8];", 1, 1).kind,
+        FindingKind::OutOfBounds
+    );
+}
+
+#[test]
+fn misaligned_access() {
+    assert_eq!(
+        one("", "st.global.u32 [%rd0+2], %r0;", 1, 1).kind,
+        FindingKind::Misaligned
+    );
+    assert_eq!(
+        one("", "ld.global.v4.u32 {%r1,%r2,%r3,%r4}, [%rd0+8];", 1, 1).kind,
+        FindingKind::Misaligned
+    );
+    assert_eq!(
+        one(
+            SHARED,
+            "mov.b16 %h0, 1;\nmov.u32 %r1, s;\nst.shared.u16 [%r1+1], %h0;",
+            1,
+            1
+        )
+        .kind,
+        FindingKind::Misaligned
+    );
+}
+
+#[test]
+fn freed_memory() {
+    let module = kernel("", "ld.global.u32 %r1, [%rd1];\nst.global.u32 [%rd1], %r1;");
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    gpu.free(p).unwrap();
+    let list = findings(launch(
+        &module,
+        &mut gpu,
+        p,
+        1,
+        32,
+        Schedule::FirstWarpFirst,
+    ));
+    assert_eq!(
+        kinds(&list),
+        [FindingKind::UseAfterFree, FindingKind::UseAfterFree]
+    );
+    assert!(gpu.free(p).is_err() && gpu.read(p, &mut [0]).is_err());
+}
+
+#[test]
+fn memory_never_written() {
+    let module = kernel("", "ld.global.u32 %r1, [%rd1];\nst.global.u32 [%rd1], %r1;");
+    let mut gpu = Gpu::new();
+    let p = gpu.alloc(256);
+    gpu.write(p, &[0; 248]).unwrap();
+    let list = findings(launch(
+        &module,
+        &mut gpu,
+        p,
+        1,
+        64,
+        Schedule::FirstWarpFirst,
+    ));
+    assert_eq!(kinds(&list), [FindingKind::UninitializedMemory]);
+    assert_eq!(
+        (list[0].thread, list[0].count, list[0].address),
+        ([62, 0, 0], 2, Some(p + 248))
+    );
+    let f = one(SHARED, "mov.u32 %r1, s;\nld.shared.u32 %r2, [%r1];", 1, 1);
+    assert_eq!(f.kind, FindingKind::UninitializedMemory);
+    // Local memory carries it on until it matters.
+    let local = ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nld.local.u32 %r1, [%rd2];\nst.global.u32 [%rd1], %r1;";
+    assert_eq!(
+        one("", local, 1, 1).kind,
+        FindingKind::UninitializedRegister
+    );
+}
+
+#[test]
+fn register_never_written() {
+    let f = one("", "add.s32 %r2, %r1, 1;\nst.global.u32 [%rd1], %r2;", 1, 1);
+    assert_eq!(
+        (f.kind, f.ptx_line),
+        (FindingKind::UninitializedRegister, 12)
+    );
+    let f = one("", "setp.eq.s32 %p1, %r1, 0;\n@%p1 bra L;\nL:", 1, 1);
+    assert_eq!(
+        (f.kind, f.ptx_line),
+        (FindingKind::UninitializedRegister, 12)
+    );
+    // In half of the lanes only.
+    let f = one(
+        "",
+        "setp.lt.u32 %p1, %r0, 16;\n@%p1 mov.u32 %r1, 5;\nst.global.u32 [%rd1], %r1;",
+        1,
+        32,
+    );
+    assert_eq!(
+        (f.kind, f.thread),
+        (FindingKind::UninitializedRegister, [16, 0, 0])
+    );
+    // Used, but not in what leaves the kernel.
+    clean("", "add.s32 %r2, %r1, 1;\nst.global.u32 [%rd1], %r0;", 1, 1);
+}
+
+/// The kernel of `texts` with one line that contains `what` removed, by its number among them.
+fn without(text: &str, kernel: &str, what: &str, number: usize) -> Option<String> {
+    let start = text.find(&format!(".entry {kernel}("))?;
+    let end = text[start..].find("\n}").map(|e| start + e)?;
+    let (at, _) = text[start..end].match_indices(what).nth(number)?;
+    let line_end = text[start + at..].find('\n')? + start + at;
+    Some(format!("{}{}", &text[..start + at], &text[line_end..]))
+}
+
+/// Removes each barrier in turn; returns how often that is a shared race under every schedule, of how many.
+fn barriers_removed(
+    text: &str,
+    kernel: &str,
+    launch: impl Fn(&Module, &mut Gpu, Schedule) -> Result<ptx_sim::Report, Error>,
+) -> (usize, usize) {
+    let (mut number, mut noticed) = (0, 0);
+    while let Some(ptx) = without(text, kernel, "bar.sync", number) {
+        number += 1;
+        let module = Module::parse(&ptx).unwrap();
+        let results: Vec<_> = SCHEDULES
+            .into_iter()
+            .map(|s| launch(&module, &mut Gpu::new(), s))
+            .collect();
+        if results.iter().all(Result::is_ok) {
+            continue;
+        }
+        noticed += 1;
+        for list in results.into_iter().map(findings) {
+            let race = list
+                .iter()
+                .find(|f| f.kind == FindingKind::SharedRace)
+                .expect("a race");
+            assert_eq!(race.source.as_ref().unwrap().file, "basic.cu");
+        }
+    }
+    (noticed, number)
+}
+
+#[test]
+fn every_missing_block_barrier_is_a_race_in_both_dialects() {
+    for text in BASIC {
+        let (noticed, all) = barriers_removed(text, "tiled_matmul", |module, gpu, schedule| {
+            // Seven tiles, so that unrolled code and its remainder both run.
+            let a = upload(gpu, &noise(112 * 112, 1));
+            let out = gpu.alloc(112 * 112 * 4);
+            run(
+                module,
+                gpu,
+                "tiled_matmul",
+                [1, 1, 1],
+                [16, 16, 1],
+                0,
+                params![a, a, out, 112u32],
+                schedule,
+            )
+        });
+        // Nothing follows the barrier of the last tile where that is a barrier of its own.
+        assert!(noticed >= 2 && noticed + 1 >= all, "{noticed} of {all}");
+        let counts = barriers_removed(text, "row_softmax", |module, gpu, schedule| {
+            let x = upload(gpu, &noise(200, 1));
+            let out = gpu.alloc(800);
+            run(
+                module,
+                gpu,
+                "row_softmax",
+                [1, 1, 1],
+                [128, 1, 1],
+                16,
+                params![x, out, 200u32],
+                schedule,
+            )
+        });
+        assert_eq!(counts, (3, 3));
+    }
+}
+
+#[test]
+fn every_missing_wait_and_barrier_of_the_async_pipeline_is_found() {
+    let launch = |ptx: &str| {
+        let module = Module::parse(ptx).unwrap();
+        let mut gpu = Gpu::new();
+        let a = upload(&mut gpu, &vec![0x3c00u16; 16 * 112]);
+        let b = upload(&mut gpu, &vec![0x3c00u16; 112 * 8]);
+        let out = gpu.alloc(16 * 8 * 4);
+        let params = params![a, b, out, 16u32, 8u32, 112u32];
+        run(
+            &module,
+            &mut gpu,
+            "gemm_f16",
+            [1, 1, 1],
+            [32, 1, 1],
+            0,
+            params,
+            Schedule::FirstWarpFirst,
+        )
+    };
+    let cases = [
+        (
+            "cp.async.wait_group",
+            Class::Async,
+            FindingKind::AsyncNotWaited,
+        ),
+        ("bar.sync", Class::Barrier, FindingKind::SharedRace),
+    ];
+    for text in TENSOR {
+        let whole = launch(text).unwrap().counters;
+        for (what, class, kind) in cases {
+            let (mut number, mut noticed, mut harmless) = (0, 0, 0);
+            while let Some(ptx) = without(text, "gemm_f16", what, number) {
+                number += 1;
+                match launch(&ptx) {
+                    Err(Error::Findings(list)) => {
+                        noticed += 1;
+                        assert!(
+                            list.iter().any(|f| f.kind == kind),
+                            "{what} {number}: {list:?}"
+                        );
+                    }
+                    // Of the code unrolled by four, not every copy runs.
+                    other => {
+                        harmless +=
+                            u32::from(other.unwrap().counters.class(class) != whole.class(class))
+                    }
+                }
+            }
+            assert!(noticed >= 2, "{what}: {noticed} of {number}");
+            // The last barrier has nothing behind it.
+            assert!(
+                harmless <= u32::from(class == Class::Barrier),
+                "{what}: {harmless} of {number}"
+            );
+        }
+    }
+}
+
+#[test]
+fn shared_races_of_each_kind() {
+    let body =
+        "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\nst.shared.u32 [%r3], %r0;";
+    // Read of a neighbour's word, in the other warp.
+    let f = one(
+        SHARED,
+        &format!(
+            "{body}\nbar.sync 0;\nxor.b32 %r4, %r2, 128;\nadd.u32 %r4, %r1, %r4;\nst.shared.u32 [%r4], %r2;\nld.shared.u32 %r5, [%r3];"
+        ),
+        1,
+        64,
+    );
+    assert_eq!(f.kind, FindingKind::SharedRace);
+    // Two writers of different values to one word, in one instruction.
+    let f = one(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1], %r0;", 1, 32);
+    assert_eq!(f.kind, FindingKind::SharedRace);
+    // The same value: harmless.
+    clean(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1], 7;", 1, 64);
+    // Within a warp, without bar.warp.sync, and with it.
+    let near = "xor.b32 %r4, %r2, 4;\nadd.u32 %r4, %r1, %r4;\nld.shared.u32 %r5, [%r4];\nst.global.u32 [%rd1], %r5;";
+    assert_eq!(
+        one(SHARED, &format!("{body}\n{near}"), 1, 32).kind,
+        FindingKind::SharedRace
+    );
+    clean(SHARED, &format!("{body}\nbar.warp.sync -1;\n{near}"), 1, 64);
+    // Atomics do not race with each other, but with plain accesses.
+    let zero =
+        "mov.u32 %r1, s;\nst.shared.u32 [%r1], 0;\nbar.sync 0;\natom.shared.add.u32 %r2, [%r1], 1;";
+    clean(SHARED, zero, 1, 64);
+    assert_eq!(
+        one(SHARED, &format!("{zero}\nld.shared.u32 %r3, [%r1];"), 1, 64).kind,
+        FindingKind::SharedRace
+    );
+    // Bytes of one word in different threads are no race.
+    clean(
+        SHARED,
+        "mov.u32 %r1, s;\nadd.u32 %r1, %r1, %r0;\nst.shared.u8 [%r1], %r0;",
+        1,
+        64,
+    );
+}
+
+#[test]
+fn named_barriers_order_only_those_who_meet() {
+    let body = |id: &str| {
+        format!(
+            "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\nst.shared.u32 [%r3], %r0;
+shr.u32 %r6, %r0, 6;\nadd.u32 %r6, %r6, 1;\nbar.sync {id};
+xor.b32 %r4, %r2, 128;\nadd.u32 %r4, %r1, %r4;\nld.shared.u32 %r5, [%r4];"
+        )
+    };
+    let big = ".shared .align 4 .b8 s[512];";
+    // Warps 0 and 1 meet at barrier 1, warps 2 and 3 at barrier 2, and each reads its partner's words.
+    clean(big, &body("%r6, 64"), 1, 128);
+    // Reading from the other pair is not ordered by that.
+    let crossed = body("%r6, 64").replace("%r2, 128", "%r2, 256");
+    let module = kernel(big, &crossed);
+    for schedule in SCHEDULES {
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        // Which of the pairs comes first decides whether the words have been written at all.
+        let list = findings(launch(&module, &mut gpu, p, 1, 128, schedule));
+        assert!(
+            kinds(&list).contains(&FindingKind::SharedRace),
+            "{schedule:?}: {list:?}"
+        );
+    }
+}
+
+#[test]
+fn global_races_within_and_across_blocks() {
+    let f = one("", "st.global.u32 [%rd0], %r0;", 1, 64);
+    assert_eq!(f.kind, FindingKind::GlobalRace);
+    let f = one(
+        "",
+        "mov.u32 %r1, %ctaid.x;\nst.global.u32 [%rd1], %r1;",
+        2,
+        32,
+    );
+    assert_eq!(f.kind, FindingKind::GlobalRace);
+    assert!(f.message.contains("nothing orders blocks"), "{f}");
+    // One block reads what another writes.
+    let body = "mov.u32 %r1, %ctaid.x;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 st.global.u32 [%rd1], 5;\n@!%p1 ld.global.u32 %r2, [%rd1];";
+    assert_eq!(one("", body, 2, 32).kind, FindingKind::GlobalRace);
+    // Ordered by a barrier in the block.
+    let body = "st.global.u32 [%rd1], %r0;\nbar.sync 0;\nxor.b32 %r1, %r0, 32;\nmul.wide.u32 %rd2, %r1, 4;\nadd.s64 %rd2, %rd0, %rd2;\nld.global.u32 %r2, [%rd2];";
+    clean("", body, 1, 64);
+    assert_eq!(
+        one("", &body.replace("bar.sync 0;", ""), 1, 64).kind,
+        FindingKind::GlobalRace
+    );
+    clean("", "red.global.add.u32 [%rd0], 1;", 4, 64);
+}
+
+#[test]
+fn the_last_block_may_read_what_fences_and_an_atomic_order() {
+    let body = |fence: &str| {
+        format!(
+            "mov.u32 %r1, %ctaid.x;\nmul.wide.u32 %rd2, %r1, 4;\nadd.s64 %rd2, %rd0, %rd2;
+setp.ne.u32 %p1, %r0, 0;\n@%p1 ret;\nst.global.u32 [%rd2+4], %r1;\n{fence}
+atom.global.add.u32 %r2, [%rd0], 1;\nmov.u32 %r3, %nctaid.x;\nsub.u32 %r3, %r3, 1;
+setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nld.global.u32 %r4, [%rd0+4];\nld.global.u32 %r5, [%rd0+8];\nadd.u32 %r4, %r4, %r5;\nst.global.u32 [%rd0+64], %r4;"
+        )
+    };
+    clean("", &body("membar.gl;"), 2, 32);
+    let module = kernel("", &body(""));
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    let list = findings(launch(
+        &module,
+        &mut gpu,
+        p,
+        2,
+        32,
+        Schedule::FirstWarpFirst,
+    ));
+    assert!(
+        kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace),
+        "{list:?}"
+    );
+}
+
+const TILE: &str = ".shared .align 16 .b8 s[256];";
+
+#[test]
+fn async_copies() {
+    let copy = "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\ncp.async.ca.shared.global [%r3], [%rd1], 4;";
+    let read = "ld.shared.u32 %r4, [%r3];\nst.global.u32 [%rd1], %r4;";
+    clean(
+        TILE,
+        &format!("{copy}\ncp.async.commit_group;\ncp.async.wait_group 0;\n{read}"),
+        1,
+        32,
+    );
+    clean(TILE, &format!("{copy}\ncp.async.wait_all;\n{read}"), 1, 32);
+    let kind = |body: String| one(TILE, &body, 1, 32).kind;
+    assert_eq!(kind(format!("{copy}\n{read}")), FindingKind::AsyncNotWaited);
+    assert_eq!(
+        kind(format!(
+            "{copy}\ncp.async.commit_group;\ncp.async.wait_group 1;\n{read}"
+        )),
+        FindingKind::AsyncNotWaited
+    );
+    // Waited for, but without a commit the group is open.
+    assert_eq!(
+        kind(format!("{copy}\ncp.async.wait_group 0;\n{read}")),
+        FindingKind::AsyncNotWaited
+    );
+    // Overwritten while another thread may still read it.
+    let next = "add.u32 %r5, %r3, 0;\nxor.b32 %r2, %r2, 128;\nadd.u32 %r5, %r1, %r2;\nld.shared.u32 %r4, [%r5];";
+    let again = "cp.async.ca.shared.global [%r3], [%rd1], 4;\ncp.async.wait_all;";
+    let body = format!("{copy}\ncp.async.wait_all;\nbar.sync 0;\n{next}\n{again}");
+    assert_eq!(one(TILE, &body, 1, 64).kind, FindingKind::SharedRace);
+    clean(
+        TILE,
+        &format!("{copy}\ncp.async.wait_all;\nbar.sync 0;\n{next}\nbar.sync 0;\n{again}"),
+        1,
+        64,
+    );
+}
+
+#[test]
+fn barrier_misuse() {
+    let f = one("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 bar.sync 0;", 1, 32);
+    assert_eq!(f.kind, FindingKind::DivergentBarrier);
+    let f = one(
+        "",
+        "setp.lt.u32 %p1, %r0, 16;\n@%p1 ret;\nbar.sync 0;",
+        1,
+        32,
+    );
+    assert_eq!(f.kind, FindingKind::DivergentBarrier);
+    let f = one(
+        "",
+        "setp.lt.u32 %p1, %r0, 32;\n@%p1 ret;\nbar.sync 0;",
+        1,
+        64,
+    );
+    assert_eq!(f.kind, FindingKind::MissingWarps);
+    let f = one("", "bar.sync 0, 48;", 1, 64);
+    assert_eq!(f.kind, FindingKind::BarrierCount);
+    let f = one("", "bar.sync 0, 128;", 1, 64);
+    assert_eq!(f.kind, FindingKind::BarrierCount);
+    let counts =
+        "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra A;\nbar.sync 0, 128;\nret;\nA: bar.sync 0, 96;";
+    assert_eq!(one("", counts, 1, 128).kind, FindingKind::BarrierCount);
+    let f = one("", "mov.u32 %r1, 16;\nbar.sync %r1;", 1, 32);
+    assert_eq!(f.kind, FindingKind::InvalidOperand);
+    // Each half waits for the other at another barrier.
+    let f = kernel(
+        "",
+        "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra A;\nbar.sync 1, 64;\nbar.sync 2, 64;\nret;\nA: bar.sync 2, 64;\nbar.sync 1, 64;",
+    );
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    let list = findings(launch(&f, &mut gpu, p, 1, 64, Schedule::FirstWarpFirst));
+    assert!(
+        kinds(&list).iter().all(|k| *k == FindingKind::Deadlock),
+        "{list:?}"
+    );
+    clean(
+        "",
+        "bar.sync 0;\nbarrier.sync 1;\nsetp.lt.u32 %p1, %r0, 64;\n@%p1 bar.arrive 2, 128;\n@!%p1 bar.sync 2, 128;",
+        1,
+        128,
+    );
+}
+
+#[test]
+fn warp_masks() {
+    let f = one(
+        "",
+        "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;",
+        1,
+        32,
+    );
+    assert_eq!(f.kind, FindingKind::WarpMask);
+    let f = one("", "shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;", 1, 32);
+    assert_eq!(f.kind, FindingKind::WarpMask);
+    let f = one(
+        "",
+        "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.idx.b32 %r1, %r0, 20, 31, 65535;",
+        1,
+        32,
+    );
+    assert_eq!(f.kind, FindingKind::WarpMask);
+    let f = one(
+        "",
+        "setp.lt.u32 %p1, %r0, 8;\n@%p1 bra A;\nbar.warp.sync -1;\nA:",
+        1,
+        32,
+    );
+    assert_eq!(f.kind, FindingKind::WarpMask);
+    clean(
+        "",
+        "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;",
+        1,
+        32,
+    );
+    // After an early return the rest is together again.
+    clean(
+        "",
+        "setp.lt.u32 %p1, %r0, 8;\n@%p1 ret;\nvote.sync.ballot.b32 %r1, %p1, -1;",
+        1,
+        32,
+    );
+    let nested = "setp.lt.u32 %p1, %r0, 8;\n@!%p1 bra Y;\nsetp.lt.u32 %p2, %r0, 4;\n@%p2 ret;\nadd.u32 %r1, %r0, 1;\nY: vote.sync.ballot.b32 %r2, %p1, -1;";
+    clean("", nested, 1, 32);
+}
+
+#[test]
+fn loops_traps_and_stacks_end() {
+    assert_eq!(one("", "L: bra L;", 1, 32).kind, FindingKind::RunawayLoop);
+    assert_eq!(one("", "trap;", 1, 32).kind, FindingKind::Trap);
+    let f = one(
+        ".func f() { call.uni f, ();\nret; }",
+        "call.uni f, ();",
+        1,
+        32,
+    );
+    assert_eq!(f.kind, FindingKind::StackOverflow);
+    assert_eq!(
+        one(
+            ".const .align 4 .u32 c = 5;",
+            "mov.u64 %rd2, c;\nst.u32 [%rd2], %r0;",
+            1,
+            1
+        )
+        .kind,
+        FindingKind::ReadOnly
+    );
+}
+
+#[test]
+fn wrong_launches() {
+    let module = kernel("", "");
+    let mut gpu = Gpu::new();
+    let p = 0u64;
+    let good: &[&[u8]] = params![p];
+    let base = Launch {
+        params: good,
+        ..Launch::default()
+    };
+    let cases = [
+        ("nothing", base),
+        (
+            "k",
+            Launch {
+                params: &[],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                params: &[&[0; 4]],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                block: [1025, 1, 1],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                block: [0, 1, 1],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                block: [u32::MAX, u32::MAX, 4],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                grid: [0, 1, 1],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                grid: [1, 70000, 1],
+                ..base
+            },
+        ),
+        (
+            "k",
+            Launch {
+                shared_bytes: u32::MAX,
+                ..base
+            },
+        ),
+    ];
+    for (name, launch) in cases {
+        let result = module.launch(&mut gpu, name, &launch);
+        assert!(
+            matches!(result, Err(Error::Launch { .. })),
+            "{name} {launch:?}: {result:?}"
+        );
+    }
+    let many = Launch {
+        grid: [1 << 30, 1, 1],
+        ..base
+    };
+    assert!(matches!(
+        module.launch(&mut gpu, "k", &many),
+        Err(Error::Limit(_))
+    ));
+}
+
+#[test]
+fn findings_add_up_over_blocks_and_keep_the_first() {
+    let module = kernel("", "st.global.u32 [%rd1+4096], %r0;");
+    for schedule in SCHEDULES {
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        let list = findings(launch(&module, &mut gpu, p, 10, 32, schedule));
+        assert_eq!(
+            (list.len(), list[0].count, list[0].block),
+            (1, 320, [0, 0, 0])
+        );
+    }
+}

@@ -1,0 +1,80 @@
+//! `--device`: which device a command runs on.
+
+use advect::Device;
+use anyhow::{Result, bail};
+use std::str::FromStr;
+
+/// A device as named on the command line.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Choice {
+    /// The first of: an NVIDIA GPU, a hardware adapter of wgpu, the CPU.
+    Auto,
+    /// The CPU.
+    Cpu,
+    /// The adapter of this number.
+    Wgpu(usize),
+    /// The NVIDIA GPU of this number.
+    Cuda(usize),
+}
+
+impl FromStr for Choice {
+    type Err = String;
+    fn from_str(s: &str) -> Result<Self, String> {
+        let (kind, index) = s.split_once(':').map_or((s, None), |(kind, index)| (kind, Some(index)));
+        let number =
+            || index.unwrap_or("0").parse().map_err(|_| format!("`{s}`: a number follows the colon"));
+        match kind {
+            "auto" if index.is_none() => Ok(Self::Auto),
+            "cpu" if index.is_none() => Ok(Self::Cpu),
+            "wgpu" => Ok(Self::Wgpu(number()?)),
+            "cuda" => Ok(Self::Cuda(number()?)),
+            _ => Err("wanted auto, cpu, wgpu, wgpu:N, cuda or cuda:N".into()),
+        }
+    }
+}
+
+impl Choice {
+    /// Opens the device; `threads` (0: one a core) is for the CPU.
+    pub(crate) fn open(self, threads: usize) -> Result<Device> {
+        let device = match self {
+            Self::Auto => match cuda(0).ok().or_else(hardware_adapter) {
+                Some(device) => device,
+                None => Device::cpu(threads)?,
+            },
+            Self::Cpu => Device::cpu(threads)?,
+            Self::Wgpu(index) => wgpu(index)?,
+            Self::Cuda(index) => cuda(index)?,
+        };
+        Ok(device)
+    }
+}
+
+#[cfg(feature = "wgpu")]
+fn wgpu(index: usize) -> Result<Device> {
+    Ok(Device::wgpu(index)?)
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn wgpu(_: usize) -> Result<Device> {
+    bail!("this advect was built without wgpu; build it with `--features wgpu`, or use --device cpu")
+}
+
+fn cuda(_: usize) -> Result<Device> {
+    bail!("this advect was built without cuda; build it with `--features cuda`, or use --device cpu")
+}
+
+/// The first adapter that is not a CPU in disguise.
+#[cfg(feature = "wgpu")]
+fn hardware_adapter() -> Option<Device> {
+    use ::wgpu::DeviceType;
+    let hardware = |a: &::wgpu::Adapter| {
+        matches!(a.get_info().device_type, DeviceType::DiscreteGpu | DeviceType::IntegratedGpu)
+    };
+    let index = advect::target::wgpu::adapters().iter().position(hardware)?;
+    Device::wgpu(index).ok()
+}
+
+#[cfg(not(feature = "wgpu"))]
+fn hardware_adapter() -> Option<Device> {
+    None
+}

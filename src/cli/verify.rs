@@ -1,0 +1,192 @@
+//! `advect verify`: every case on every device against the f64 definition.
+
+use super::device::Choice;
+use advect::verify::{self, OpVisitor, Outcome, Selection, Status, Verified, each_op};
+use advect::{Device, Dtype};
+use anyhow::{Context, Result, bail};
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{BufWriter, Write};
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+const EXAMPLES: &str = "\
+Examples:
+  advect verify                          every op on the CPU's instruction sets and the first adapter
+  advect verify --device wgpu --op step  one op on one device
+  advect verify --case 'mode=up n=2'     the cases whose name contains this
+  advect verify --fuzz 200 --seed 7      with 200 random cases an op and dtype
+";
+
+/// Arguments of `advect verify`.
+#[derive(clap::Args)]
+#[command(after_help = EXAMPLES)]
+pub(crate) struct VerifyArgs {
+    /// One device instead of all: auto, cpu, wgpu[:N] or cuda[:N].
+    #[arg(long, value_name = "D")]
+    device: Option<Choice>,
+    /// One op instead of all.
+    #[arg(long)]
+    op: Option<String>,
+    /// Only cases whose name contains this; a failing case's name runs it alone.
+    #[arg(long, value_name = "S")]
+    case: Option<String>,
+    /// One dtype instead of all: f32, f16 or bf16.
+    #[arg(long)]
+    dtype: Option<Dtype>,
+    /// Random cases per op and dtype, besides the listed ones.
+    #[arg(long, value_name = "N", default_value_t = 0)]
+    fuzz: usize,
+    /// Seed of the random cases.
+    #[arg(long, default_value_t = 0)]
+    seed: u64,
+    /// Write one JSON object a case to this file.
+    #[arg(long, value_name = "FILE")]
+    json: Option<PathBuf>,
+}
+
+pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
+    let devices = match args.device {
+        Some(choice) => vec![choice.open(0)?],
+        None => verify::devices()?,
+    };
+    let json = match &args.json {
+        Some(path) => {
+            let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
+            Some(BufWriter::new(file))
+        }
+        None => None,
+    };
+    let selection = Selection {
+        dtypes: args.dtype.map_or_else(|| Dtype::ALL.to_vec(), |d| vec![d]),
+        case: args.case.clone(),
+        fuzz: args.fuzz,
+        seed: args.seed,
+    };
+    let mut session = Session {
+        args,
+        devices,
+        selection,
+        json,
+        names: Vec::new(),
+        rows: BTreeMap::new(),
+        failures: Vec::new(),
+        broken: None,
+    };
+    each_op(&mut session);
+    session.report()
+}
+
+/// What happened to one op on one device at one dtype.
+#[derive(Default)]
+struct Row {
+    passed: usize,
+    failed: usize,
+    skipped: usize,
+    worst: f64,
+    worst_case: String,
+}
+
+struct Session<'a> {
+    args: &'a VerifyArgs,
+    devices: Vec<Device>,
+    selection: Selection,
+    json: Option<BufWriter<File>>,
+    names: Vec<&'static str>,
+    /// By op (in order), device (in order), dtype (in order).
+    rows: BTreeMap<(usize, usize, usize), Row>,
+    failures: Vec<Outcome>,
+    /// The first failure to write the JSON file.
+    broken: Option<anyhow::Error>,
+}
+
+impl OpVisitor for Session<'_> {
+    fn visit<T: Verified>(&mut self) {
+        self.names.push(T::NAME);
+        if self.args.op.as_ref().is_some_and(|op| op != T::NAME) {
+            return;
+        }
+        let devices = self.devices.clone();
+        let selection = self.selection.clone();
+        verify::verify::<T>(&devices, &selection, &mut |outcome| self.note(outcome));
+    }
+}
+
+impl Session<'_> {
+    fn note(&mut self, outcome: Outcome) {
+        if let Some(json) = &mut self.json {
+            let written = serde_json::to_writer(&mut *json, &outcome)
+                .map_err(anyhow::Error::from)
+                .and_then(|()| Ok(writeln!(json)?));
+            if let Err(error) = written {
+                self.broken.get_or_insert(error);
+            }
+        }
+        let device = self.devices.iter().position(|d| d.name() == outcome.device).unwrap_or(usize::MAX);
+        let dtype = Dtype::ALL.iter().position(|d| d.name() == outcome.dtype).unwrap_or(usize::MAX);
+        let row = self.rows.entry((self.names.len() - 1, device, dtype)).or_default();
+        match &outcome.status {
+            Status::Pass => row.passed += 1,
+            Status::Fail(_) => row.failed += 1,
+            Status::Skip(_) => row.skipped += 1,
+        }
+        if outcome.worst > row.worst {
+            row.worst = outcome.worst;
+            row.worst_case.clone_from(&outcome.case);
+        }
+        if matches!(outcome.status, Status::Fail(_)) {
+            self.failures.push(outcome);
+        }
+    }
+
+    fn report(mut self) -> Result<ExitCode> {
+        if let Some(error) = self.broken {
+            return Err(error.context("cannot write the JSON file"));
+        }
+        if let Some(json) = &mut self.json {
+            json.flush().context("cannot write the JSON file")?;
+        }
+        if let Some(op) = self.args.op.as_ref().filter(|op| !self.names.contains(&op.as_str())) {
+            bail!("there is no op `{op}`; the ops are {}", self.names.join(", "));
+        }
+        if self.rows.is_empty() {
+            bail!("no case has `{}` in its name", self.args.case.as_deref().unwrap_or_default());
+        }
+        let header = ["op", "device", "dtype", "pass", "fail", "skip", "worst", "worst case"];
+        let mut table = super::table(header, 3..7);
+        for (&(op, device, dtype), row) in &self.rows {
+            table.add_row([
+                self.names[op].to_owned(),
+                self.devices.get(device).map(Device::name).unwrap_or_default(),
+                Dtype::ALL.get(dtype).map(Dtype::to_string).unwrap_or_default(),
+                row.passed.to_string(),
+                row.failed.to_string(),
+                row.skipped.to_string(),
+                format!("{:.3}", row.worst),
+                row.worst_case.clone(),
+            ]);
+        }
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{}", table.trim_fmt())?;
+        writeln!(out, "worst: the largest error as a fraction of its bound")?;
+        let total = |count: fn(&Row) -> usize| self.rows.values().map(count).sum::<usize>();
+        let (passed, failed, skipped) = (total(|r| r.passed), total(|r| r.failed), total(|r| r.skipped));
+        for failure in self.failures.iter().take(20) {
+            let Status::Fail(why) = &failure.status else { continue };
+            writeln!(out, "\nFAIL {} {} on {}: {why}", failure.op, failure.dtype, failure.device)?;
+            writeln!(
+                out,
+                "     advect verify --op {} --dtype {} --case '{}'",
+                failure.op, failure.dtype, failure.case
+            )?;
+        }
+        if failed > 20 {
+            writeln!(out, "\n... and {} more; --json FILE lists all", failed - 20)?;
+        }
+        writeln!(out, "{passed} passed, {failed} failed, {skipped} skipped")?;
+        if passed == 0 && failed == 0 {
+            bail!("nothing was verified: every case was skipped");
+        }
+        Ok(if failed == 0 { ExitCode::SUCCESS } else { ExitCode::FAILURE })
+    }
+}
