@@ -17,24 +17,23 @@
 #include "common/span.cuh"
 #include "common/philox.cuh"
 
-// Which element of a sample each of a span is, along its three axes.
-struct Places { u32 i[WIDTH], j[WIDTH], k[WIDTH]; };
-
-__device__ __forceinline__ u32 offset(u32 e, const Places& q, int w, u32 s_i, u32 s_j, u32 s_k) {
-    return DENSE ? e + w : q.i[w] * s_i + q.j[w] * s_j + q.k[w] * s_k;
+// Where element e of a sample is in a buffer. The compiler divides once for all of them.
+__device__ __forceinline__ u32 offset(u32 e, u32 s_i, u32 s_j, u32 s_k, const Params& p) {
+    if (DENSE) return e;
+    return e / p.size_k / p.size_j * s_i + e / p.size_k % p.size_j * s_j + e % p.size_k * s_k;
 }
 
-// Adds c times a span of a buffer; `x` is its sample.
+// Adds c times the span at e of a buffer; `x` is its sample.
 template <typename T>
-__device__ __forceinline__ void add(const T* x, float c, u32 e, const Places& q, u32 s_i, u32 s_j, u32 s_k,
-                                    u32 len, float (&sum)[WIDTH]) {
+__device__ __forceinline__ void add(const T* x, float c, u32 e, u32 s_i, u32 s_j, u32 s_k, const Params& p,
+                                    float (&sum)[WIDTH]) {
     if (c == 0.0f) return;
     float v[WIDTH];
 #if WIDE
     load_span<WIDTH>(x + e, v);
 #else
 #pragma unroll
-    for (int w = 0; w < WIDTH; ++w) v[w] = e + w < len ? to_f32(x[offset(e, q, w, s_i, s_j, s_k)]) : 0.0f;
+    for (int w = 0; w < WIDTH; ++w) v[w] = e + w < p.len ? to_f32(x[offset(e + w, s_i, s_j, s_k, p)]) : 0.0f;
 #endif
 #pragma unroll
     for (int w = 0; w < WIDTH; ++w) sum[w] = fmaf(c, v[w], sum[w]);
@@ -52,43 +51,32 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(OPERANDS, const Param
     if (s >= p.samples * spans) return;
     const u32 b = s / spans, e = s % spans * WIDTH;
 
-    Places q;
-#pragma unroll
-    for (int w = 0; w < WIDTH; ++w) {
-#if DENSE
-        q.i[w] = q.j[w] = q.k[w] = 0;
-#else
-        q.k[w] = (e + w) % p.size_k;
-        q.j[w] = (e + w) / p.size_k % p.size_j;
-        q.i[w] = (e + w) / p.size_k / p.size_j;
-#endif
-    }
     float sum[WIDTH];
 #pragma unroll
     for (int w = 0; w < WIDTH; ++w) sum[w] = 0.0f;
 #if USE_X0
-    add(x0 + b * p.x0_b, COEFFICIENT(0), e, q, p.x0_i, p.x0_j, p.x0_k, p.len, sum);
+    add(x0 + b * p.x0_b, COEFFICIENT(0), e, p.x0_i, p.x0_j, p.x0_k, p, sum);
 #endif
 #if USE_X1
-    add(x1 + b * p.x1_b, COEFFICIENT(1), e, q, p.x1_i, p.x1_j, p.x1_k, p.len, sum);
+    add(x1 + b * p.x1_b, COEFFICIENT(1), e, p.x1_i, p.x1_j, p.x1_k, p, sum);
 #endif
 #if USE_X2
-    add(x2 + b * p.x2_b, COEFFICIENT(2), e, q, p.x2_i, p.x2_j, p.x2_k, p.len, sum);
+    add(x2 + b * p.x2_b, COEFFICIENT(2), e, p.x2_i, p.x2_j, p.x2_k, p, sum);
 #endif
 #if USE_X3
-    add(x3 + b * p.x3_b, COEFFICIENT(3), e, q, p.x3_i, p.x3_j, p.x3_k, p.len, sum);
+    add(x3 + b * p.x3_b, COEFFICIENT(3), e, p.x3_i, p.x3_j, p.x3_k, p, sum);
 #endif
 #if USE_X4
-    add(x4 + b * p.x4_b, COEFFICIENT(4), e, q, p.x4_i, p.x4_j, p.x4_k, p.len, sum);
+    add(x4 + b * p.x4_b, COEFFICIENT(4), e, p.x4_i, p.x4_j, p.x4_k, p, sum);
 #endif
 #if USE_X5
-    add(x5 + b * p.x5_b, COEFFICIENT(5), e, q, p.x5_i, p.x5_j, p.x5_k, p.len, sum);
+    add(x5 + b * p.x5_b, COEFFICIENT(5), e, p.x5_i, p.x5_j, p.x5_k, p, sum);
 #endif
 #if USE_X6
-    add(x6 + b * p.x6_b, COEFFICIENT(6), e, q, p.x6_i, p.x6_j, p.x6_k, p.len, sum);
+    add(x6 + b * p.x6_b, COEFFICIENT(6), e, p.x6_i, p.x6_j, p.x6_k, p, sum);
 #endif
 #if USE_X7
-    add(x7 + b * p.x7_b, COEFFICIENT(7), e, q, p.x7_i, p.x7_j, p.x7_k, p.len, sum);
+    add(x7 + b * p.x7_b, COEFFICIENT(7), e, p.x7_i, p.x7_j, p.x7_k, p, sum);
 #endif
 #if NOISE
     const float c = COEFFICIENT(8);
@@ -107,7 +95,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) step(OPERANDS, const Param
 #else
 #pragma unroll
     for (int w = 0; w < WIDTH; ++w) {
-        if (e + w < p.len) out[offset(e, q, w, p.out_i, p.out_j, p.out_k)] = from_f32<out_t>(sum[w]);
+        if (e + w < p.len) out[offset(e + w, p.out_i, p.out_j, p.out_k, p)] = from_f32<out_t>(sum[w]);
     }
 #endif
 }

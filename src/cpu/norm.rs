@@ -66,7 +66,10 @@ fn typed<T: Element>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>,
         let enough = (2 * cpu.threads()).div_ceil(samples).min((len * per_sample).div_ceil(TASK));
         let parts = enough.max((len * per_sample * size_of::<T>()).div_ceil(PART));
         let parts = if samples >= 2 * cpu.threads() { 1 } else { parts.clamp(1, per_sample) };
-        let groups = per_sample.div_ceil(parts);
+        // Whole cache lines of channels, where groups can be put together to that.
+        let even = per_sample.div_ceil(parts);
+        let whole = (even..2 * even + 8).find(|g| (g * p.ch_r as usize * size_of::<T>()).is_multiple_of(64));
+        let groups = if parts == 1 { per_sample } else { whole.unwrap_or(even).min(per_sample) };
         let parts = per_sample.div_ceil(groups);
         cpu.each(samples * parts, |task| {
             let first = task % parts * groups;

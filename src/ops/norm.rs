@@ -138,7 +138,7 @@ impl NormParams {
             (self.outer(), self.x_o, self.out_o),
         ];
         let aligned = |&(size, x, out): &(u32, u32, u32)| size <= 1 || (x % width == 0 && out % width == 0);
-        self.x_i == 1 && self.out_i == 1 && self.inner % width == 0 && steps.iter().all(aligned)
+        self.x_i == 1 && self.out_i == 1 && self.inner.is_multiple_of(width) && steps.iter().all(aligned)
     }
 }
 
@@ -181,7 +181,7 @@ impl Norm {
             return Err(Error::argument(NAME, "eps", "a finite number, at least 0", self.eps));
         }
         match self.kind {
-            NormKind::Group { groups } if groups == 0 || channels % groups != 0 => {
+            NormKind::Group { groups } if groups == 0 || !channels.is_multiple_of(groups) => {
                 let wanted = format!("a number of groups that divides the {channels} channels");
                 Err(Error::argument(NAME, "groups", wanted, groups))
             }

@@ -465,7 +465,7 @@ impl Op for Step {
         let mut width = 4;
         consts = match caps.language {
             Language::Cuda { .. } => {
-                let wide = aligned(16) && p.len % (16 / size) == 0 && p.spans(used, 16 / size);
+                let wide = aligned(16) && p.len.is_multiple_of(16 / size) && p.spans(used, 16 / size);
                 if wide {
                     width = 16 / size;
                 }

@@ -32,7 +32,7 @@ fn normal(Noise { seed, stream }: Noise, e: usize) -> f64 {
     let numerator = if first >= 1 << 31 { first - first % 256 } else { first };
     let radius = (-2.0 * (f64::from(numerator) / 2f64.powi(32)).ln()).sqrt();
     let turns = ((second / 64) as f64 + 0.5) / 2f64.powi(26);
-    radius * if e % 2 == 0 { (TAU * turns).cos() } else { (TAU * turns).sin() }
+    radius * if e.is_multiple_of(2) { (TAU * turns).cos() } else { (TAU * turns).sin() }
 }
 
 /// The result of `op` and its error bound. A normal number is within 16 units of roundoff: three for the
