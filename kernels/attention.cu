@@ -109,7 +109,7 @@ __device__ __forceinline__ float quad_sum(float x) {
     return x + __shfl_xor_sync(0xffffffffu, x, 2);
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_mma(OPERANDS, const Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS, const Params p) {
     extern __shared__ __align__(16) u8 shared[];
     q_t* const tiles = reinterpret_cast<q_t*>(shared);
     const u32 block = blockIdx.x + blockIdx.y * gridDim.x;
@@ -281,7 +281,7 @@ __device__ __forceinline__ float4 shuffle4(float4 a, int lane) {
                        __shfl_xor_sync(0xffffffffu, a.z, lane), __shfl_xor_sync(0xffffffffu, a.w, lane));
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) attention_tile(OPERANDS, const Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS, const Params p) {
     extern __shared__ __align__(16) u8 shared[];
     float4* const scores = reinterpret_cast<float4*>(shared);
     float4* const qt = scores + BLOCK_N * ROW;
@@ -326,7 +326,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_tile(OPERANDS, c
                 kt[col * BLOCK_N + row] = inside ? to_f32(k[(first + row) * p.k_n + (from + col) * p.k_d]) : 0.0f;
             }
             __syncthreads();  // the slices are complete
-#pragma unroll
+#pragma unroll 4
             for (u32 e = 0; e < DEPTH; ++e) {
                 const float4 a = qt[e * ROW + ty];
 #pragma unroll
@@ -363,7 +363,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) attention_tile(OPERANDS, c
             }
             __syncthreads();  // V and, the first time, the scores are complete
             float4 o0 = o[c][0] * alpha, o1 = o[c][1] * alpha;
-#pragma unroll 8
+#pragma unroll 4
             for (u32 e = 0; e < BLOCK_N; ++e) {
                 const float4 w = scores[e * ROW + ty];
                 const float2 x = *reinterpret_cast<const float2*>(vt + e * COLS + 2 * tx);

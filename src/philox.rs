@@ -18,10 +18,17 @@
 use crate::cpu::simd::{Isa, Kernel, Simd};
 
 /// Four random words: a bijection of the counter for each key.
-pub fn philox4x32(counter: [u32; 4], key: [u32; 2]) -> [u32; 4] {
-    let mut lanes = counter.map(|word| [word]);
-    rounds(&mut lanes, key);
-    lanes.map(|[word]| word)
+#[inline(always)]
+pub fn philox4x32(mut counter: [u32; 4], [mut k0, mut k1]: [u32; 2]) -> [u32; 4] {
+    for _ in 0..10 {
+        let a = u64::from(counter[0]) * 0xd251_1f53;
+        let b = u64::from(counter[2]) * 0xcd9e_8d57;
+        counter =
+            [(b >> 32) as u32 ^ counter[1] ^ k0, b as u32, (a >> 32) as u32 ^ counter[3] ^ k1, a as u32];
+        k0 = k0.wrapping_add(0x9e37_79b9);
+        k1 = k1.wrapping_add(0xbb67_ae85);
+    }
+    counter
 }
 
 /// The first elements of a stream: `out[e] = z(seed, stream, e)`.
@@ -41,8 +48,9 @@ struct Fill<'a> {
     out: &'a mut [f32],
 }
 
-/// Blocks made at once: loops over them become vector instructions of whatever width there is.
-const LANES: usize = 16;
+/// Blocks made at once. Loops over them become vector instructions of whatever width there is: enough
+/// turns that the compiler does not unroll the loop instead.
+const LANES: usize = 64;
 
 impl Kernel for Fill<'_> {
     type Output = ();
@@ -63,45 +71,27 @@ impl Kernel for Fill<'_> {
     }
 }
 
-/// Ten rounds on each lane.
-#[inline(always)]
-fn rounds<const N: usize>(c: &mut [[u32; N]; 4], [mut k0, mut k1]: [u32; 2]) {
-    for _ in 0..10 {
-        for l in 0..N {
-            let a = u64::from(c[0][l]) * 0xd251_1f53;
-            let b = u64::from(c[2][l]) * 0xcd9e_8d57;
-            c[0][l] = (b >> 32) as u32 ^ c[1][l] ^ k0;
-            c[1][l] = b as u32;
-            c[2][l] = (a >> 32) as u32 ^ c[3][l] ^ k1;
-            c[3][l] = a as u32;
-        }
-        k0 = k0.wrapping_add(0x9e37_79b9);
-        k1 = k1.wrapping_add(0xbb67_ae85);
-    }
-}
-
 #[inline(always)]
 fn normal_blocks(seed: u64, stream: u64, block: u32, out: &mut [f32; 4 * LANES]) {
-    let mut c = [[0; LANES]; 4];
+    let mut words = [[0; LANES]; 4];
     for l in 0..LANES {
-        c[0][l] = block.wrapping_add(l as u32);
-        c[1][l] = stream as u32;
-        c[2][l] = (stream >> 32) as u32;
-    }
-    rounds(&mut c, [seed as u32, (seed >> 32) as u32]);
-    let mut z = [[0.0; LANES]; 4];
-    for half in [0, 2] {
-        for l in 0..LANES {
-            let r = radius(c[half][l]);
-            let (cos, sin) = turn(c[half + 1][l]);
-            z[half][l] = r * cos;
-            z[half + 1][l] = r * sin;
-        }
-    }
-    for l in 0..LANES {
+        let counter = [block.wrapping_add(l as u32), stream as u32, (stream >> 32) as u32, 0];
+        let w = philox4x32(counter, [seed as u32, (seed >> 32) as u32]);
         for h in 0..4 {
-            out[4 * l + h] = z[h][l];
+            words[h][l] = w[h];
         }
+    }
+    let mut z = [[0.0; LANES]; 4];
+    for (half, next) in [(0, 1), (2, 3)] {
+        for l in 0..LANES {
+            let r = radius(words[half][l]);
+            let (cos, sin) = turn(words[next][l]);
+            z[half][l] = r * cos;
+            z[next][l] = r * sin;
+        }
+    }
+    for (l, quad) in out.as_chunks_mut::<4>().0.iter_mut().enumerate() {
+        *quad = [z[0][l], z[1][l], z[2][l], z[3][l]];
     }
 }
 
@@ -110,12 +100,12 @@ fn normal_blocks(seed: u64, stream: u64, block: u32, out: &mut [f32; 4 * LANES])
 #[inline(always)]
 fn radius(w: u32) -> f32 {
     let a = w | 1;
-    let a = a & !((a >> 31) * 0xff);
+    let a = a & !((a >> 31).wrapping_neg() & 0xff);
     let u = a as f32 * (1.0 / 4_294_967_296.0);
     // u = m 2^e with m from sqrt(1/2) to sqrt(2); ln m = f - f^2/2 + f^3 P(f), a minimax polynomial.
     let bits = u.to_bits() as i32;
-    let e = (bits - 0x3f35_04f3) >> 23;
-    let f = f32::from_bits((bits - (e << 23)) as u32) - 1.0;
+    let e = bits.wrapping_sub(0x3f35_04f3) >> 23;
+    let f = f32::from_bits(bits.wrapping_sub(e << 23) as u32) - 1.0;
     let mut p = LOG[0];
     for c in &LOG[1..] {
         p = p * f + c;
@@ -131,13 +121,13 @@ fn radius(w: u32) -> f32 {
 fn turn(w: u32) -> (f32, f32) {
     let quarter = w.wrapping_add(1 << 29) >> 30;
     let rest = w.wrapping_sub(quarter << 30) as i32 >> 6;
-    let y = (2 * rest + 1) as f32 * (1.0 / 16_777_216.0);
+    let y = (rest << 1 | 1) as f32 * (1.0 / 16_777_216.0);
     let s = y * y;
     let sin = y * (((SIN[0] * s + SIN[1]) * s + SIN[2]) * s + SIN[3]);
     let cos = (((COS[0] * s + COS[1]) * s + COS[2]) * s + COS[3]) * s + 1.0;
     let (a, b) = if quarter & 1 == 0 { (cos, sin) } else { (sin, cos) };
-    let flip = |x: f32, negative: u32| f32::from_bits(x.to_bits() ^ (negative << 30));
-    (flip(a, (quarter + 1) & 2), flip(b, quarter & 2))
+    let (a, b) = (a.to_bits() ^ (quarter.wrapping_add(1) & 2) << 30, b.to_bits() ^ (quarter & 2) << 30);
+    (f32::from_bits(a), f32::from_bits(b))
 }
 
 /// `(ln(1 + f) - f + f^2/2) / f^3`, highest power first: weighted least maximum on sqrt(1/2)..sqrt(2) less 1.

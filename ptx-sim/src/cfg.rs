@@ -7,7 +7,7 @@
 //! chaotic iteration strategies with widenings, 1993): strongly connected components in topological order,
 //! each opened at its header and ordered again without it.
 
-use crate::ir::{Inst, Op};
+use crate::ir::{Call, CallTarget, Inst, Op};
 
 const MAX_LOOP_DEPTH: u32 = 64;
 
@@ -25,11 +25,19 @@ pub(crate) fn successors(pc: u32, inst: &Inst) -> Vec<u32> {
     out
 }
 
+/// Whether lanes can be at different places after an instruction. An indirect call is a block of its own:
+/// lanes with another target come back to it.
 pub(crate) fn ends_block(op: &Op) -> bool {
-    matches!(
-        op,
-        Op::Bra { .. } | Op::Goto { .. } | Op::Brx { .. } | Op::Ret | Op::Exit | Op::Trap
-    )
+    match op {
+        Op::Bra { .. } | Op::Goto { .. } | Op::Brx { .. } | Op::Ret | Op::Exit | Op::Trap => true,
+        Op::Call(call) => is_indirect(call),
+        Op::Bar { aligned, .. } => !aligned,
+        _ => false,
+    }
+}
+
+pub(crate) fn is_indirect(call: &Call) -> bool {
+    matches!(call.target, CallTarget::Indirect(_))
 }
 
 /// For every instruction that starts a block its rank, `u32::MAX` for the others. `leaders` is sorted.
@@ -137,10 +145,6 @@ fn components(next: &[Vec<u32>], nodes: &[u32], set: &[u32], this: u32) -> Vec<V
             if let Some(w) = descend {
                 path.push((w, 0));
                 continue;
-            }
-            // A node without edges would be entered twice above.
-            if *edge == 0 {
-                *edge = 1;
             }
             let node = *node;
             path.pop();

@@ -1,6 +1,6 @@
 //! Simulated global memory, and the map of addresses.
 
-use std::collections::HashMap;
+use std::collections::HashSet;
 use std::sync::OnceLock;
 use std::sync::atomic::{AtomicU32, AtomicU64, Ordering::Relaxed};
 
@@ -133,7 +133,7 @@ pub struct Gpu {
     /// Counts launches, to tell stale shadow entries from those of this launch.
     pub(crate) generation: u64,
     /// Modules whose variables have memory here.
-    pub(crate) modules: HashMap<u64, ()>,
+    pub(crate) modules: HashSet<u64>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -164,6 +164,10 @@ impl Gpu {
         self.insert(base, bytes as u64);
         self.next = (base + bytes as u64 + GUARD).next_multiple_of(ALIGN);
         base
+    }
+
+    pub(crate) fn has_room(&self, bytes: u64) -> bool {
+        self.live_bytes + bytes <= MAX_BYTES
     }
 
     /// Memory at a given place that lies in no allocation.

@@ -19,12 +19,15 @@ use crate::parser::{self, ModuleAst, VarDecl};
 /// Variables of modules lie from here on, every module at its own place.
 const MODULE_BASE: u64 = 0x0000_2000_0000_0000;
 const MODULE_STRIDE: u64 = 1 << 36;
-const MAX_MODULE_BYTES: u64 = 4 << 30;
+const MAX_MODULE_BYTES: u64 = 256 << 20;
 static NEXT_MODULE: AtomicU64 = AtomicU64::new(0);
 
 /// Static shared memory, and all shared memory, that a block may have.
 const MAX_STATIC_SHARED: u32 = 48 << 10;
 const MAX_SHARED: u32 = 227 << 10;
+/// Local memory of a thread, and of a block.
+const MAX_LOCAL: u32 = 512 << 10;
+const MAX_LOCAL_BYTES: u32 = 256 << 20;
 /// Registers of all warps of a block, in bytes.
 const MAX_REGISTER_BYTES: u64 = 1 << 30;
 
@@ -165,9 +168,16 @@ impl Module {
 
     /// Gives the module's variables their memory and initial values, once for each GPU.
     fn load(&self, gpu: &mut Gpu) -> Result<()> {
-        if gpu.modules.insert(self.id, ()).is_some() {
+        if gpu.modules.contains(&self.id) {
             return Ok(());
         }
+        let bytes = self.variables.iter().map(|(v, _)| u64::from(v.size)).sum();
+        if !gpu.has_room(bytes) {
+            return Err(Error::Limit(format!(
+                "no room for {bytes} bytes of module variables"
+            )));
+        }
+        gpu.modules.insert(self.id);
         for (variable, at) in &self.variables {
             gpu.insert(*at, u64::from(variable.size));
             let mut bytes = variable.init.clone();
@@ -286,6 +296,13 @@ impl Module {
                 "{register_bytes} bytes of registers in a block"
             )));
         }
+        let local_limit = (MAX_LOCAL_BYTES / threads.next_multiple_of(32)).min(MAX_LOCAL);
+        if function.frame_bytes > local_limit {
+            let bytes = function.frame_bytes;
+            return Err(Error::Limit(format!(
+                "{bytes} bytes of local memory a thread, at most {local_limit}"
+            )));
+        }
         let dynamic_base = end.next_multiple_of(GAP);
         let mut shared_vars = self.shared.common.clone();
         shared_vars.extend_from_slice(own);
@@ -325,6 +342,7 @@ impl Module {
             shared_end: dynamic_base + launch.shared_bytes,
             shared_cell: cells(|f| f.shared_cell),
             global_cell: cells(|f| f.global_cell),
+            local_limit,
             step_limit: launch.step_limit,
             max_findings: launch.max_findings.max(1),
             schedule: launch.schedule,

@@ -9,7 +9,7 @@ use crate::lexer::{Tok, Token, error, lex};
 /// PTX text longer than this is refused.
 const MAX_TEXT: usize = 64 << 20;
 const MAX_NESTING: usize = 256;
-const MAX_VARIABLE: u64 = 1 << 30;
+const MAX_VARIABLE: u64 = 1 << 28;
 
 #[derive(Debug, Clone, PartialEq)]
 pub(crate) enum Operand<'a> {

@@ -236,6 +236,9 @@ impl Verified for Matmul {
         }
         let many = Sketch { batch: Some(40), lies: [Rows, Columns, Rows, Rows], ..PLAIN };
         all.push(Sketch { size: [16, 16, 8], ..many.clone() });
+        // Enough for the largest tiles.
+        all.push(Sketch { size: [66, 70, 41], ..many.clone() });
+        all.push(Sketch { size: [68, 65, 40], lies: [Columns, Rows, Rows, Columns], ..many.clone() });
         all.push(Sketch { size: [1, 12, 40], ..many });
         // Products near the largest number of the dtype, exact cancellation, and values whose activation
         // saturates.

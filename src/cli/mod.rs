@@ -3,6 +3,7 @@
 mod bench;
 mod device;
 mod devices;
+mod kernels;
 mod sample;
 mod verify;
 
@@ -20,6 +21,7 @@ Examples:
   advect devices                       what is here, and what it can do
   advect verify --op conv              cross-check every face of one op
   advect bench --op attention --threads 1
+  advect kernels --emit wgsl --out shaders.out
 ";
 
 /// Fused kernels for attention, convolution and ODE/SDE steps: look at devices, cross-check kernels, time
@@ -39,6 +41,8 @@ enum Command {
     Verify(verify::VerifyArgs),
     /// Time the ops on a device, beside the ceilings measured there.
     Bench(bench::BenchArgs),
+    /// Write out or compile every kernel variant that the cases reach.
+    Kernels(kernels::KernelsArgs),
     /// Draw handwritten digits with the bundled flow-matching model.
     Sample(sample::SampleArgs),
 }
@@ -51,6 +55,7 @@ pub(crate) fn main() -> ExitCode {
         Command::Devices => devices::run(),
         Command::Verify(args) => verify::run(&args),
         Command::Bench(args) => bench::run(&args),
+        Command::Kernels(args) => kernels::run(&args),
         Command::Sample(args) => sample::run(&args),
     };
     match result {

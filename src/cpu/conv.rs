@@ -4,17 +4,20 @@
 //!   pack the weights into panels [window row, window column, input channel][2 registers of channels]
 //!   for each sample and block of rows of out                                  threads over these
 //!       copy the rows that it sees, as f32, channels last, padded with zeros, to a cache-sized scratch
-//!       for each panel, for each strip of pixels, for each tile of it
-//!           sums += taps x panel      in registers: PIXELS pixels x 2 registers of channels
+//!       for each panel, for each strip of tiles, for each tile of pixels
+//!           sums += taps x panel      in registers: a tile of pixels x 2 registers of channels
 //!       after each strip: biases, activation, residual, store
 //! ```
 //!
 //! In the scratch the taps of one window row are neighbours, whatever the padding: the innermost loop
 //! runs over `columns x input channels` of them, loads the panel's weights and broadcasts one input per
-//! pixel. Nothing else is unfolded (no im2col). An image that is already channels-last f32 and needs no
-//! padding is read where it lies. Few output channels would leave registers empty: there the sums run
-//! along the taps instead (`Dots`). One input channel a group is another loop altogether, in
-//! [`depthwise`].
+//! pixel. Nothing else is unfolded (no im2col). What differs from that:
+//!
+//! - An image that is already channels-last f32 and needs no padding is read where it lies.
+//! - So is one with padding where there are samples enough: a tile is then one pixel of several samples
+//!   ([`Job::across`]), which all miss the same taps, and those are left out instead of multiplied by 0.
+//! - Few output channels would leave registers empty: there sums run along the taps ([`Dots`]).
+//! - With one channel a group on both sides, channels are multiplied one by one ([`Depthwise`]).
 
 use super::activation::activate;
 use super::simd::{Isa, Kernel, Simd};
@@ -23,6 +26,7 @@ use crate::dtype::{Dtype, Element};
 use crate::ops::Activation;
 use crate::ops::conv::{Conv, ConvArgs, ConvParams};
 use crate::target::cpu::Cpu;
+use arrayvec::ArrayVec;
 use std::cell::Cell;
 use std::ops::Range;
 use std::thread::LocalKey;
@@ -32,8 +36,11 @@ use std::thread::LocalKey;
 const SCRATCH: usize = 128 << 10;
 /// Tiles between two epilogues. Speed only.
 const STRIP_TILES: usize = 4;
-/// Pixels between two epilogues where the sums run along the taps.
+/// Pixels between two epilogues where the sums run along the taps, and the most there are.
 const DOTS_PIXELS: usize = 64;
+const MAX_STRIP: usize = 64;
+/// Floats of a line of the first cache.
+const FLOATS_A_LINE: usize = 16;
 /// Multiply-adds that are worth handing to a thread. Speed only.
 const WORTH_A_TASK: usize = 1_000_000;
 /// The most pixels of a tile and the most lanes of a register on any instruction set.
@@ -81,7 +88,7 @@ fn typed<T: Element>(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>,
         out: Out::new(&mut out),
         out_strides: [p.out_n, p.out_c, p.out_h, p.out_w].map(u),
     };
-    job.dense(cpu);
+    job.run(cpu);
 }
 
 /// An input with the strides of its four axes.
@@ -154,96 +161,153 @@ impl Kernel for ShapeOf {
     }
 }
 
-/// The taps of a window in the scratch (or in the image): `rows x columns` runs of neighbours.
+/// The taps of a window in the scratch (or in the image): `rows x columns` runs of neighbours, how far apart
+/// those are there (in floats), and in the packed weights (in taps).
 #[derive(Clone, Copy)]
 struct Taps {
     rows: usize,
     columns: usize,
+    run: usize,
     row_step: usize,
     column_step: usize,
-    run: usize,
+    weight_row: usize,
+    weight_column: usize,
+}
+
+/// How the sums are computed.
+#[derive(Clone, Copy, PartialEq)]
+enum Method {
+    /// A panel of output channels by a tile of pixels.
+    Products,
+    /// Along the taps: few output channels.
+    Dots,
+    /// Channel by channel: one input and one output channel a group.
+    Depthwise,
 }
 
 /// How a call is cut.
 struct Cut {
     isa: Isa,
     shape: Shape,
+    method: Method,
     /// The image is read where it lies.
     direct: bool,
-    /// Sums run along the taps.
-    dots: bool,
     /// Results are stored along pixels, not along channels.
     by_pixels: bool,
     /// All pixels of a block lie at one distance from the next, in `out` and in `residual`.
     flat: bool,
+    /// Input channels that the scratch holds at once.
+    channels: usize,
     /// Floats from row to row and from pixel to pixel of the scratch (or of the image).
     row: usize,
     pixel: usize,
     taps: Taps,
     /// Rows of `out` in a block.
     rows: usize,
+    /// Samples in a tile, where a tile is one pixel of several samples.
+    samples: usize,
     /// Output channels of a panel, and its floats.
     width: usize,
     panel: usize,
+    /// Panels of a group; depthwise, of all groups.
     panels: usize,
+    /// Groups; depthwise, one.
+    groups: usize,
 }
 
 impl<T: Element> Job<'_, T> {
     fn cut(&self, cpu: &Cpu) -> Cut {
         let isa = cpu.isa();
         let shape = isa.run(ShapeOf);
-        let [_, x_c, x_h, x_w] = self.x.strides;
+        let lanes = shape.lanes;
+        let [x_n, x_c, x_h, x_w] = self.x.strides;
         let [kh, kw] = self.kernel;
         let [oh, ow] = self.out_size;
-        let direct =
-            T::DTYPE == Dtype::F32 && self.padding == [0, 0] && self.c_in > 0 && (x_c == 1 || self.c_in == 1);
+        let joined = |pixel: usize| kw == 1 || self.dilation[1] == 1 && pixel == self.c_in;
+        let run = |pixel: usize| if joined(pixel) { kw * self.c_in } else { self.c_in };
+        let method = if self.c_in == 1 && self.c_out == 1 && self.groups > 1 {
+            Method::Depthwise
+        } else if self.c_out <= MAX_DOTS && 2 * self.c_out <= lanes && run(self.c_in) >= lanes {
+            Method::Dots
+        } else {
+            Method::Products
+        };
+        let by_pixels = method == Method::Dots || self.out_strides[3] < self.out_strides[1];
+        let readable = T::DTYPE == Dtype::F32
+            && method != Method::Depthwise
+            && self.c_in > 0
+            && (x_c == 1 || self.c_in == 1);
+        // A tile of one pixel in several samples leaves out exactly the taps on padding, but there must be
+        // enough samples, and they should not all fall on the same lines of the first cache.
+        let tiles = self.batch.div_ceil(shape.pixels);
+        let samples = self.batch.div_ceil(tiles);
+        let lines = (x_n / FLOATS_A_LINE).trailing_zeros();
+        let across = readable
+            && method == Method::Products
+            && !by_pixels
+            && self.padding != [0, 0]
+            && 4 * samples >= 3 * shape.pixels
+            && lines <= 5;
+        let direct = readable && (across || self.padding == [0, 0]);
         let columns = (ow - 1) * self.stride[1] + (kw - 1) * self.dilation[1] + 1;
-        let (row, pixel) = if direct { (x_h, x_w) } else { (columns * self.c_in, self.c_in) };
-        let joined = kw == 1 || self.dilation[1] == 1 && pixel == self.c_in;
-        let taps = Taps {
+        let (groups, panels, width) = match method {
+            Method::Depthwise => (1, self.groups.div_ceil(2 * lanes), 2 * lanes),
+            Method::Dots => (self.groups, 1, self.c_out),
+            Method::Products => (self.groups, self.c_out.div_ceil(2 * lanes), 2 * lanes),
+        };
+        let channels = if method == Method::Depthwise { width.min(self.groups) } else { self.c_in };
+        let (row, pixel) = match method {
+            _ if direct => (x_h, x_w),
+            Method::Depthwise => (columns * width, width),
+            _ => (columns * self.c_in, self.c_in),
+        };
+        let joined = method != Method::Depthwise && joined(pixel);
+        let mut taps = Taps {
             rows: kh,
             columns: if joined { 1 } else { kw },
+            run: if joined { kw * self.c_in } else { self.c_in },
             row_step: self.dilation[0] * row,
             column_step: self.dilation[1] * pixel,
-            run: if joined { kw * self.c_in } else { self.c_in },
+            weight_row: 0,
+            weight_column: 0,
         };
-        let dots = self.c_out <= MAX_DOTS && taps.run >= shape.lanes && self.c_out * 2 <= shape.lanes;
-        let (width, panel) = if dots {
-            (self.c_out, self.c_out * kh * taps.columns * taps.run.next_multiple_of(shape.lanes))
-        } else {
-            (2 * shape.lanes, kh * kw * self.c_in * 2 * shape.lanes)
-        };
+        // Where sums run along the taps, runs are padded to whole registers.
+        taps.weight_column = if method == Method::Dots { taps.run.next_multiple_of(lanes) } else { taps.run };
+        taps.weight_row = taps.columns * taps.weight_column;
+        let panel = kh * taps.weight_row * width;
         // Rows of a block: what the scratch holds, but some blocks a thread.
-        let row_floats = columns * self.c_in;
+        let row_floats = columns * channels;
         let first = row_floats * ((kh - 1) * self.dilation[0] + 1);
         let fit = 1 + SCRATCH.saturating_sub(first) / (row_floats * self.stride[0]).max(1);
-        let wanted = (4 * cpu.threads()).div_ceil(self.batch);
+        let wanted = (4 * cpu.threads()).div_ceil(if across { tiles } else { self.batch });
         let blocks = if cpu.threads() > 1 { oh.div_ceil(fit).max(wanted.min(oh)) } else { oh.div_ceil(fit) };
-        let by_pixels = dots || self.out_strides[3] < self.out_strides[1];
         let flat = |s: [usize; 4]| s[2] == ow * s[3];
         Cut {
             isa,
             shape,
+            method,
             direct,
-            dots,
             by_pixels,
             flat: flat(self.out_strides) && self.residual.is_none_or(|r| flat(r.strides)),
+            channels,
             row,
             pixel,
             taps,
             rows: oh.div_ceil(blocks),
+            samples: if across { samples } else { 1 },
             width,
             panel,
-            panels: self.c_out.div_ceil(width),
+            panels,
+            groups,
         }
     }
 
     /// Computes the convolution.
-    fn dense(&self, cpu: &Cpu) {
+    fn run(&self, cpu: &Cpu) {
         let cut = &self.cut(cpu);
-        with_buffer(&PANELS, self.groups * cut.panels * cut.panel, |packed| {
+        let panels = cut.groups * cut.panels;
+        with_buffer(&PANELS, panels * cut.panel, |packed| {
             let packed = Shared(packed);
-            let all = self.groups * cut.panels;
             let pack = |index: usize| {
                 let packed = packed;
                 cut.isa.run(Pack {
@@ -255,22 +319,30 @@ impl<T: Element> Job<'_, T> {
                     to: unsafe { packed.0.add(index * cut.panel) },
                 });
             };
-            if all * cut.panel > SCRATCH {
-                cpu.each(all, pack)
+            if panels * cut.panel > SCRATCH {
+                cpu.each(panels, pack)
             } else {
-                (0..all).for_each(pack)
+                (0..panels).for_each(pack)
             }
 
             let blocks = self.out_size[0].div_ceil(cut.rows);
-            let work = cut.rows * self.out_size[1] * self.groups * cut.panels * cut.panel;
-            let tasks = self.batch * blocks;
+            let work = cut.samples * cut.rows * self.out_size[1] * panels * cut.panel;
+            // Samples of a tile are as equal in number as can be.
+            let tiles = self.batch.div_ceil(cut.samples);
+            let tasks = tiles * blocks;
             let bunch = (WORTH_A_TASK / work.max(1)).clamp(1, tasks.div_ceil(4 * cpu.threads()));
             cpu.each(tasks.div_ceil(bunch), |t| {
                 let packed = packed;
                 for task in t * bunch..tasks.min((t + 1) * bunch) {
                     let first = task % blocks * cut.rows;
                     let rows = first..self.out_size[0].min(first + cut.rows);
-                    self.block(cut, packed.0, task / blocks, rows);
+                    let tile = task / blocks;
+                    let samples = tile * self.batch / tiles..(tile + 1) * self.batch / tiles;
+                    if cut.samples > 1 {
+                        self.across(cut, packed.0, samples, rows);
+                    } else {
+                        self.block(cut, packed.0, tile, rows);
+                    }
                 }
             });
         });
@@ -279,60 +351,109 @@ impl<T: Element> Job<'_, T> {
     /// Computes rows `rows` of one sample. The panels are packed.
     fn block(&self, cut: &Cut, packed: *const f32, sample: usize, rows: Range<usize>) {
         let seen = (rows.len() - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1;
+        let first_row = rows.start * self.stride[0];
         let scratch = if cut.direct { 0 } else { seen * cut.row };
-        let sums = if cut.dots {
-            self.c_out * DOTS_PIXELS
-        } else {
-            STRIP_TILES * cut.shape.pixels.next_multiple_of(cut.shape.lanes) * cut.width
-        };
+        let sums = cut.sums();
         with_buffer(&ROWS, sums + scratch, |buffer| {
             let scratch = buffer.wrapping_add(sums);
-            for group in 0..self.groups {
-                let base = if cut.direct {
-                    // SAFETY: there is no padding, so the first row that is seen is inside the image;
-                    // T is f32.
-                    unsafe {
-                        let first = [sample, group * self.c_in, rows.start * self.stride[0], 0];
-                        self.x.at(first).cast::<f32>()
-                    }
+            let base = |first_channel: usize, channels: usize| {
+                if cut.direct {
+                    // SAFETY: there is no padding, so the first row that is seen is inside the image; T is f32.
+                    unsafe { self.x.at([sample, first_channel, first_row, 0]).cast::<f32>() }
                 } else {
-                    let first = rows.start * self.stride[0];
-                    cut.isa.run(Fill {
-                        job: self,
-                        cut,
-                        sample,
-                        group,
-                        rows: first..first + seen,
-                        to: scratch,
-                    });
+                    let rows = first_row..first_row + seen;
+                    cut.isa.run(Fill { job: self, cut, sample, first_channel, channels, rows, to: scratch });
                     scratch.cast_const()
-                };
+                }
+            };
+            for group in 0..cut.groups {
+                let mut from = std::ptr::null();
                 for panel in 0..cut.panels {
+                    let channels = cut.channels_of(self, panel);
+                    if cut.method == Method::Depthwise {
+                        from = base(channels.start, channels.len());
+                    } else if panel == 0 {
+                        from = base(group * self.c_in, self.c_in);
+                    }
+                    let channels = group * self.c_out + channels.start..group * self.c_out + channels.end;
+                    let mut biases = [0.0f32; 2 * MAX_LANES];
+                    self.biases(sample, channels.clone(), &mut biases);
                     // SAFETY: the panel was packed.
                     let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
-                    let first = panel * cut.width;
-                    let channels = first..self.c_out.min(first + cut.width);
-                    let strip = Strip {
-                        cut,
-                        job: self,
-                        sample,
-                        group,
-                        rows: &rows,
-                        channels,
-                        base,
-                        weights,
-                        sums: buffer,
-                    };
-                    if cut.flat || !cut.by_pixels {
-                        strip.segment(0..rows.len() * self.out_size[1]);
-                    } else {
-                        for row in 0..rows.len() {
-                            strip.segment(row * self.out_size[1]..(row + 1) * self.out_size[1]);
+                    let pixels = rows.len() * self.out_size[1];
+                    let segment = if cut.flat || !cut.by_pixels { pixels } else { self.out_size[1] };
+                    for first in (0..pixels).step_by(segment) {
+                        let panel =
+                            Panel { job: self, cut, channels: channels.clone(), weights, sums: buffer };
+                        panel.segment(sample, &rows, first..first + segment, from, &biases);
+                    }
+                }
+            }
+        });
+    }
+
+    /// Computes rows `rows` of several samples, a pixel of all samples at a time. The panels are packed.
+    fn across(&self, cut: &Cut, packed: *const f32, samples: Range<usize>, rows: Range<usize>) {
+        with_buffer(&ROWS, cut.sums(), |sums| {
+            for group in 0..cut.groups {
+                for panel in 0..cut.panels {
+                    let channels = cut.channels_of(self, panel);
+                    let channels = group * self.c_out + channels.start..group * self.c_out + channels.end;
+                    let mut biases = [0.0f32; 2 * MAX_LANES * MAX_PIXELS];
+                    for (s, biases) in samples.clone().zip(biases.chunks_mut(2 * MAX_LANES)) {
+                        self.biases(s, channels.clone(), biases);
+                    }
+                    // SAFETY: the panel was packed.
+                    let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
+                    let panel = Panel { job: self, cut, channels, weights, sums };
+                    let mut strip = Strip::new();
+                    for y in rows.clone() {
+                        let tap_rows = self.inside(0, y);
+                        for x in 0..self.out_size[1] {
+                            let tap_columns = self.inside(1, x);
+                            panel.pixel(group, &samples, [y, x], [&tap_rows, &tap_columns], &mut strip);
+                            panel.compute(&mut strip, &biases);
                         }
                     }
                 }
             }
         });
+    }
+
+    /// Bias and sample bias of some output channels.
+    fn biases(&self, sample: usize, channels: Range<usize>, to: &mut [f32]) {
+        for (o, z) in channels.zip(to) {
+            // SAFETY: the channel and the sample are inside.
+            unsafe {
+                *z += self.bias.map_or(0.0, |b| (*b.at([0, o, 0, 0])).to_f32());
+                *z += self.sample_bias.map_or(0.0, |b| (*b.at([sample, o, 0, 0])).to_f32());
+            }
+        }
+    }
+
+    /// The taps of a window that are inside the image, along one axis.
+    fn inside(&self, axis: usize, window: usize) -> Range<usize> {
+        let (first, padding) = (window * self.stride[axis], self.padding[axis]);
+        let taps =
+            |until: usize| until.saturating_sub(first).div_ceil(self.dilation[axis]).min(self.kernel[axis]);
+        taps(padding)..taps(padding + self.size[axis])
+    }
+}
+
+impl Cut {
+    /// Floats for the sums of a strip.
+    fn sums(&self) -> usize {
+        match self.method {
+            Method::Dots => self.width * DOTS_PIXELS,
+            _ => STRIP_TILES * self.shape.pixels.next_multiple_of(self.shape.lanes) * self.width,
+        }
+    }
+
+    /// The channels of a panel, in the group; depthwise, of all.
+    fn channels_of<T>(&self, job: &Job<'_, T>, panel: usize) -> Range<usize> {
+        let first = panel * self.width;
+        let all = if self.method == Method::Depthwise { job.groups } else { job.c_out };
+        first..all.min(first + self.width)
     }
 }
 
@@ -383,19 +504,18 @@ impl<T: Element> Kernel for Pack<'_, T> {
         if job.c_in == 0 {
             return;
         }
-        let first = panel * cut.width;
-        let count = cut.width.min(job.c_out - first);
-        let channel = group * job.c_out + first;
+        let channels = cut.channels_of(job, panel);
+        let (first, count) = (group * job.c_out + channels.start, channels.len());
         // SAFETY: the channels are inside the weights, and `to` has room for the panel.
         unsafe {
-            if cut.dots {
-                pack_runs(job, cut, channel, count, to, S::LANES);
+            if cut.method == Method::Dots {
+                pack_runs(job, cut, first, count, to, S::LANES);
                 return;
             }
-            let step = count.div_ceil(S::LANES) * S::LANES;
+            let step = count.next_multiple_of(S::LANES);
             for r in (0..step).step_by(S::LANES) {
                 let lanes = S::LANES.min(count - r);
-                pack_register::<S, T>(job, channel + r, lanes, to.add(r), step);
+                pack_register::<S, T>(job, first + r, lanes, to.add(r), step);
             }
         }
     }
@@ -493,7 +613,8 @@ struct Fill<'a, T> {
     job: &'a Job<'a, T>,
     cut: &'a Cut,
     sample: usize,
-    group: usize,
+    first_channel: usize,
+    channels: usize,
     /// Rows of the padded image.
     rows: Range<usize>,
     to: *mut f32,
@@ -503,11 +624,11 @@ impl<T: Element> Kernel for Fill<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { job, cut, sample, group, rows, to } = self;
-        if job.c_in == 0 {
+        let Self { job, cut, sample, first_channel, channels, rows, to } = self;
+        if channels == 0 {
             return;
         }
-        let (channels, columns) = (job.c_in, cut.row / job.c_in);
+        let columns = cut.row / cut.pixel;
         // Columns of the scratch that are inside the image.
         let left = job.padding[1].min(columns);
         let right = (job.padding[1] + job.size[1]).min(columns).max(left);
@@ -520,32 +641,38 @@ impl<T: Element> Kernel for Fill<'_, T> {
                     std::ptr::write_bytes(to, 0, cut.row);
                     continue;
                 };
-                std::ptr::write_bytes(to, 0, left * channels);
-                std::ptr::write_bytes(to.add(right * channels), 0, (columns - right) * channels);
-                let from = job.x.at([sample, group * channels, y, left - job.padding[1]]);
-                copy_row::<S, T>(job, from, right - left, to.add(left * channels));
+                std::ptr::write_bytes(to, 0, left * cut.pixel);
+                std::ptr::write_bytes(to.add(right * cut.pixel), 0, (columns - right) * cut.pixel);
+                let from = job.x.at([sample, first_channel, y, left - job.padding[1]]);
+                copy_row::<S, T>(job, from, channels, right - left, to.add(left * cut.pixel), cut.pixel);
             }
         }
     }
 }
 
-/// Copies `pixels` pixels of a row from `from` on, channels last.
+/// Copies `pixels` pixels of a row from `from` on, channels last and `step` floats apart.
 ///
 /// # Safety
 /// The pixels are inside the image; `to` has room.
 #[inline(always)]
-unsafe fn copy_row<S: Simd, T: Element>(job: &Job<'_, T>, from: *const T, pixels: usize, to: *mut f32) {
-    let channels = job.c_in;
+unsafe fn copy_row<S: Simd, T: Element>(
+    job: &Job<'_, T>,
+    from: *const T,
+    channels: usize,
+    pixels: usize,
+    to: *mut f32,
+    step: usize,
+) {
     let [_, x_c, _, x_w] = job.x.strides;
     // SAFETY: this function's contract.
     unsafe {
-        if channels == 1 {
+        if channels == 1 && step == 1 {
             copy::<S, T>(from, x_w, pixels, to);
-        } else if x_c == 1 && x_w == channels {
+        } else if x_c == 1 && x_w == channels && step == channels {
             copy::<S, T>(from, 1, pixels * channels, to);
         } else if x_c == 1 || x_w != 1 {
             for j in 0..pixels {
-                copy::<S, T>(from.add(j * x_w), x_c, channels, to.add(j * channels));
+                copy::<S, T>(from.add(j * x_w), x_c, channels, to.add(j * step));
             }
         } else {
             for c in (0..channels).step_by(S::LANES) {
@@ -553,9 +680,9 @@ unsafe fn copy_row<S: Simd, T: Element>(job: &Job<'_, T>, from: *const T, pixels
                 let c = if channels < S::LANES { 0 } else { c.min(channels - S::LANES) };
                 for j in (0..pixels).step_by(S::LANES) {
                     let j = if pixels < S::LANES { 0 } else { j.min(pixels - S::LANES) };
-                    let (from, to) = (from.add(c * x_c + j), to.add(j * channels + c));
+                    let (from, to) = (from.add(c * x_c + j), to.add(j * step + c));
                     if channels >= S::LANES && pixels >= S::LANES {
-                        S::transpose(from, x_c, to, channels);
+                        S::transpose(from, x_c, to, step);
                         continue;
                     }
                     let (lanes, columns) = (channels.min(S::LANES), pixels.min(S::LANES));
@@ -568,7 +695,7 @@ unsafe fn copy_row<S: Simd, T: Element>(job: &Job<'_, T>, from: *const T, pixels
                     S::transpose(block.as_ptr(), S::LANES, turned.as_mut_ptr(), S::LANES);
                     for column in 0..columns {
                         let v = S::load(turned.as_ptr().add(column * S::LANES));
-                        S::store_n(to.add(column * channels), v, lanes);
+                        S::store_n(to.add(column * step), v, lanes);
                     }
                 }
             }
@@ -637,143 +764,199 @@ unsafe fn scatter<S: Simd, T: Element>(to: *mut T, stride: usize, v: S::V, lanes
 }
 
 /// One panel of one block, computed strip by strip.
-struct Strip<'a, T> {
+struct Panel<'a, T> {
     job: &'a Job<'a, T>,
     cut: &'a Cut,
-    sample: usize,
-    group: usize,
-    /// Rows of `out`; pixels are counted from the first pixel of the first.
-    rows: &'a Range<usize>,
-    /// Output channels, in the group.
+    /// Output channels.
     channels: Range<usize>,
-    /// What the first pixel sees.
-    base: *const f32,
     weights: *const f32,
     /// Sums of a strip: `[pixel][registers of channels]`, or `[channel][DOTS_PIXELS]`.
     sums: *mut f32,
 }
 
-impl<T: Element> Strip<'_, T> {
-    /// Computes pixels that lie at one distance from the next.
-    fn segment(&self, pixels: Range<usize>) {
-        let cut = self.cut;
-        let mut biases = [0.0f32; 2 * MAX_LANES];
-        for (lane, z) in biases.iter_mut().enumerate().take(self.channels.len()) {
-            let o = self.group * self.job.c_out + self.channels.start + lane;
-            // SAFETY: the channel and the sample are inside.
-            unsafe {
-                *z += self.job.bias.map_or(0.0, |b| (*b.at([0, o, 0, 0])).to_f32());
-                *z += self.job.sample_bias.map_or(0.0, |b| (*b.at([self.sample, o, 0, 0])).to_f32());
-            }
-        }
-        let tiles = if cut.dots {
-            pixels.len().div_ceil(DOTS_PIXELS)
-        } else {
-            pixels.len().div_ceil(cut.shape.pixels)
-        };
-        let mut tile = 0;
-        let start = |tile: usize| pixels.start + tile * pixels.len() / tiles;
-        while tile < tiles {
-            let next = tiles.min(tile + if cut.dots { 1 } else { STRIP_TILES });
-            cut.isa.run(Tiles {
-                taps: cut.taps,
-                dots: cut.dots,
-                channels: self.channels.len(),
-                columns: self.job.out_size[1],
-                row_step: self.job.stride[0] * cut.row,
-                column_step: self.job.stride[1] * cut.pixel,
-                base: self.base,
-                weights: self.weights,
-                sums: self.sums,
-                pixels: &pixels,
-                tiles,
-                range: tile..next,
-            });
-            cut.isa.run(Finish { strip: self, biases: &biases, pixels: start(tile)..start(next) });
-            tile = next;
-        }
+/// Some tiles, computed before their epilogue.
+struct Strip {
+    tiles: ArrayVec<Tile, STRIP_TILES>,
+    /// Where the windows of its pixels start.
+    windows: ArrayVec<*const f32, MAX_STRIP>,
+    places: ArrayVec<Place, MAX_STRIP>,
+}
+
+/// Pixels that are summed in registers together.
+struct Tile {
+    pixels: usize,
+    taps: Taps,
+    weights: *const f32,
+}
+
+/// Where the first channel of a pixel is in `out` and in `residual`, and where its biases are.
+#[derive(Clone, Copy)]
+struct Place {
+    out: usize,
+    residual: usize,
+    biases: usize,
+}
+
+impl Strip {
+    fn new() -> Self {
+        Self { tiles: ArrayVec::new(), windows: ArrayVec::new(), places: ArrayVec::new() }
     }
 }
 
-/// The sums of some tiles.
-struct Tiles<'a> {
-    taps: Taps,
-    dots: bool,
-    channels: usize,
-    /// Pixels of a row of `out`, and the distance of their windows.
-    columns: usize,
-    row_step: usize,
-    column_step: usize,
-    base: *const f32,
-    weights: *const f32,
-    sums: *mut f32,
-    /// These pixels are cut into `tiles` tiles, of which `range` is computed.
-    pixels: &'a Range<usize>,
-    tiles: usize,
-    range: Range<usize>,
+impl<T: Element> Panel<'_, T> {
+    /// The first channel of a pixel in `out` and in `residual`.
+    fn place(&self, sample: usize, y: usize, x: usize) -> Place {
+        let index = [sample, self.channels.start, y, x];
+        let residual = self.job.residual.map_or(0, |r| dot(index, r.strides));
+        Place { out: dot(index, self.job.out_strides), residual, biases: 0 }
+    }
+
+    /// Computes pixels of a sample that lie at one distance from the next: they are counted from the first
+    /// pixel of `rows`, whose window is at `base`.
+    fn segment(
+        &self,
+        sample: usize,
+        rows: &Range<usize>,
+        pixels: Range<usize>,
+        base: *const f32,
+        biases: &[f32; 2 * MAX_LANES],
+    ) {
+        let (job, cut) = (self.job, self.cut);
+        let columns = job.out_size[1];
+        let residual_w = job.residual.map_or(0, |r| r.strides[3]);
+        let (mut y, mut x) = (pixels.start / columns, pixels.start % columns);
+        let window = |y: usize, x: usize| {
+            base.wrapping_add(y * job.stride[0] * cut.row + x * job.stride[1] * cut.pixel)
+        };
+        let mut next = (window(y, x), self.place(sample, rows.start + y, x));
+        let tile = if cut.method == Method::Dots { DOTS_PIXELS } else { cut.shape.pixels };
+        let tiles = pixels.len().div_ceil(tile);
+        let mut strip = Strip::new();
+        for tile in 0..tiles {
+            let count = (tile + 1) * pixels.len() / tiles - tile * pixels.len() / tiles;
+            strip.tiles.push(Tile { pixels: count, taps: cut.taps, weights: self.weights });
+            for _ in 0..count {
+                strip.windows.push(next.0);
+                strip.places.push(next.1);
+                x += 1;
+                if x == columns {
+                    (y, x) = (y + 1, 0);
+                    if y < rows.len() {
+                        next = (window(y, x), self.place(sample, rows.start + y, x));
+                    }
+                } else {
+                    next.0 = next.0.wrapping_add(job.stride[1] * cut.pixel);
+                    next.1.out += job.out_strides[3];
+                    next.1.residual += residual_w;
+                }
+            }
+            // Stores along channels overlap with the next tile's sums when there are few of them; along
+            // pixels they need many to fill registers.
+            if strip.tiles.is_full() || cut.method == Method::Dots || !cut.by_pixels {
+                self.compute(&mut strip, biases);
+            }
+        }
+        self.compute(&mut strip, biases);
+    }
+
+    /// Adds a tile: one pixel of several samples, with the taps that are inside the image.
+    fn pixel(
+        &self,
+        group: usize,
+        samples: &Range<usize>,
+        [y, x]: [usize; 2],
+        [tap_rows, tap_columns]: [&Range<usize>; 2],
+        strip: &mut Strip,
+    ) {
+        let (job, cut) = (self.job, self.cut);
+        let mut taps = cut.taps;
+        taps.rows = tap_rows.len();
+        // Taps that are left out before the first.
+        let mut skip = tap_rows.start * taps.weight_row;
+        if taps.columns == 1 {
+            taps.run = tap_columns.len() * job.c_in;
+            skip += tap_columns.start * job.c_in;
+        } else {
+            taps.columns = tap_columns.len();
+            skip += tap_columns.start * taps.weight_column;
+        }
+        let width = self.channels.len().next_multiple_of(cut.shape.lanes);
+        let mut at = [samples.start, group * job.c_in, 0, 0];
+        if !tap_rows.is_empty() && !tap_columns.is_empty() {
+            at[2] = y * job.stride[0] + tap_rows.start * job.dilation[0] - job.padding[0];
+            at[3] = x * job.stride[1] + tap_columns.start * job.dilation[1] - job.padding[1];
+        }
+        // SAFETY: the tap is inside the image, whose elements are f32.
+        let mut window = unsafe { job.x.at(at).cast::<f32>() };
+        let mut place = self.place(samples.start, y, x);
+        let residual_n = job.residual.map_or(0, |r| r.strides[0]);
+        for _ in samples.clone() {
+            strip.windows.push(window);
+            strip.places.push(place);
+            window = window.wrapping_add(job.x.strides[0]);
+            place.out += job.out_strides[0];
+            place.residual += residual_n;
+            place.biases += 2 * MAX_LANES;
+        }
+        let weights = self.weights.wrapping_add(skip * width);
+        strip.tiles.push(Tile { pixels: samples.len(), taps, weights });
+    }
+
+    /// Computes a strip and empties it.
+    fn compute(&self, strip: &mut Strip, biases: &[f32]) {
+        if strip.tiles.is_empty() {
+            return;
+        }
+        let isa = self.cut.isa;
+        let channels = self.channels.len();
+        match self.cut.method {
+            Method::Products => isa.run(Products { strip, channels, to: self.sums }),
+            Method::Depthwise => isa.run(Depthwise { strip, channels, to: self.sums }),
+            Method::Dots => isa.run(Dots { strip, channels, to: self.sums }),
+        }
+        isa.run(Finish { panel: self, places: &strip.places, biases });
+        strip.tiles.clear();
+        strip.windows.clear();
+        strip.places.clear();
+    }
 }
 
-impl Kernel for Tiles<'_> {
+/// Calls a function with the numbers of pixels and of registers of a tile as constants.
+macro_rules! by_tile {
+    ($S:ident, $pixels:expr, $registers:expr, $call:ident $arguments:tt) => {
+        by_tile!(@ $S, $pixels, $registers, $call $arguments, 1 2 3 4 5 6 7 8 9 10 11 12 13 14)
+    };
+    (@ $S:ident, $pixels:expr, $registers:expr, $call:ident $arguments:tt, $($count:literal)*) => {
+        match ($pixels, $registers) {
+            // Tiles that S does not have are not compiled.
+            $(($count, 1) if $count <= const { Shape::of::<$S>().pixels } => $call::<$S, $count, 1> $arguments,
+            ($count, _) if $count <= const { Shape::of::<$S>().pixels } => $call::<$S, $count, 2> $arguments,)*
+            _ => unreachable!("a tile has 1 to {} pixels", Shape::of::<$S>().pixels),
+        }
+    };
+}
+
+/// The sums of a strip: each input is multiplied by a panel of weights.
+struct Products<'a> {
+    strip: &'a Strip,
+    channels: usize,
+    to: *mut f32,
+}
+
+impl Kernel for Products<'_> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let start = |tile: usize| self.pixels.start + tile * self.pixels.len() / self.tiles;
         let registers = self.channels.div_ceil(S::LANES);
-        let (mut y, mut x) = (start(self.range.start) / self.columns, start(self.range.start) % self.columns);
-        let mut next_window = || {
-            let at = y * self.row_step + x * self.column_step;
-            x += 1;
-            if x == self.columns {
-                (y, x) = (y + 1, 0);
+        let (mut to, mut windows) = (self.to, self.strip.windows.as_ptr());
+        for tile in &self.strip.tiles {
+            // SAFETY: the windows are inside the scratch or the image, the panel is whole, and the sums have
+            // room.
+            unsafe {
+                by_tile!(S, tile.pixels, registers, products(tile, windows, to));
+                to = to.add(tile.pixels * registers * S::LANES);
+                windows = windows.add(tile.pixels);
             }
-            self.base.wrapping_add(at)
-        };
-        if self.dots {
-            let count = start(self.range.end) - start(self.range.start);
-            for first in (0..count).step_by(4) {
-                let mut windows = [self.base; 4];
-                let real = windows.len().min(count - first);
-                for window in &mut windows[..real] {
-                    *window = next_window();
-                }
-                // SAFETY: the windows are inside the scratch; past the last pixel the first is summed again,
-                // and there is room for it.
-                unsafe {
-                    let to = self.sums.add(first);
-                    match self.channels {
-                        1 => dots::<S, 1>(self.taps, self.weights, windows, to),
-                        2 => dots::<S, 2>(self.taps, self.weights, windows, to),
-                        3 => dots::<S, 3>(self.taps, self.weights, windows, to),
-                        _ => dots::<S, 4>(self.taps, self.weights, windows, to),
-                    }
-                }
-            }
-            return;
-        }
-        let mut to = self.sums;
-        for tile in self.range.clone() {
-            let pixels = start(tile + 1) - start(tile);
-            let mut windows = [self.base; MAX_PIXELS];
-            for window in &mut windows[..pixels] {
-                *window = next_window();
-            }
-            macro_rules! by_pixels {
-                ($($pixels:literal)*) => {
-                    match (pixels, registers) {
-                        // Tiles that S does not have are not compiled.
-                        // SAFETY: the windows are inside the scratch, the panel is whole, and the sums have room.
-                        $(($pixels, 1) if $pixels <= const { Shape::of::<S>().pixels } => unsafe {
-                            products::<S, $pixels, 1>(self.taps, self.weights, &windows, to);
-                        },
-                        ($pixels, _) if $pixels <= const { Shape::of::<S>().pixels } => unsafe {
-                            products::<S, $pixels, 2>(self.taps, self.weights, &windows, to);
-                        },)*
-                        _ => unreachable!("a tile has 1 to {} pixels", Shape::of::<S>().pixels),
-                    }
-                };
-            }
-            by_pixels!(1 2 3 4 5 6 7 8 9 10 11 12 13 14);
-            to = to.wrapping_add(pixels * registers * S::LANES);
         }
     }
 }
@@ -781,22 +964,27 @@ impl Kernel for Tiles<'_> {
 /// A tile of `P` pixels by `V` registers of channels.
 ///
 /// # Safety
-/// Every tap of the first `P` windows is readable, `weights` holds `V` registers a tap, and `to` has room
-/// for `P * V` registers.
+/// There are `P` windows; every tap of theirs is readable, the weights hold `V` registers a tap, and `to` has
+/// room for `P * V` registers.
 #[inline(always)]
 unsafe fn products<S: Simd, const P: usize, const V: usize>(
-    taps: Taps,
-    mut weights: *const f32,
-    windows: &[*const f32; MAX_PIXELS],
+    tile: &Tile,
+    windows: *const *const f32,
     to: *mut f32,
 ) {
+    let taps = tile.taps;
     // SAFETY: this function's contract.
     unsafe {
+        let windows = windows.cast::<[*const f32; P]>().read();
         let mut acc = [[S::splat(0.0); V]; P];
         for i in 0..taps.rows {
             for j in 0..taps.columns {
-                let from: [*const f32; P] =
-                    std::array::from_fn(|q| windows[q].add(i * taps.row_step + j * taps.column_step));
+                let mut weights =
+                    tile.weights.add((i * taps.weight_row + j * taps.weight_column) * V * S::LANES);
+                let mut from = windows;
+                for from in &mut from {
+                    *from = from.add(i * taps.row_step + j * taps.column_step);
+                }
                 for t in 0..taps.run {
                     let mut panel = [S::splat(0.0); V];
                     for (v, w) in panel.iter_mut().enumerate() {
@@ -820,42 +1008,130 @@ unsafe fn products<S: Simd, const P: usize, const V: usize>(
     }
 }
 
-/// Four pixels by `O` channels, summed along the taps: sums go to `to[channel * DOTS_PIXELS + pixel]`.
+/// The sums of a strip, channel by channel.
+struct Depthwise<'a> {
+    strip: &'a Strip,
+    channels: usize,
+    to: *mut f32,
+}
+
+impl Kernel for Depthwise<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        let registers = self.channels.div_ceil(S::LANES);
+        let (mut to, mut windows) = (self.to, self.strip.windows.as_ptr());
+        for tile in &self.strip.tiles {
+            // SAFETY: as in `Products`; a pixel of the scratch has whole registers of channels.
+            unsafe {
+                by_tile!(S, tile.pixels, registers, depthwise(tile, windows, to));
+                to = to.add(tile.pixels * registers * S::LANES);
+                windows = windows.add(tile.pixels);
+            }
+        }
+    }
+}
+
+/// A tile of `P` pixels by `V` registers of channels, each of which sees only itself.
 ///
 /// # Safety
-/// As [`products`], the weights being runs padded with zeros.
+/// As [`products`], with `V` registers a tap on both sides.
 #[inline(always)]
-unsafe fn dots<S: Simd, const O: usize>(
-    taps: Taps,
-    weights: *const f32,
-    windows: [*const f32; 4],
+unsafe fn depthwise<S: Simd, const P: usize, const V: usize>(
+    tile: &Tile,
+    windows: *const *const f32,
     to: *mut f32,
 ) {
-    let run = taps.run.next_multiple_of(S::LANES);
-    let channel = taps.rows * taps.columns * run;
+    let taps = tile.taps;
+    // SAFETY: this function's contract.
+    unsafe {
+        let windows = windows.cast::<[*const f32; P]>().read();
+        let mut weights = tile.weights;
+        let mut acc = [[S::splat(0.0); V]; P];
+        for i in 0..taps.rows {
+            for j in 0..taps.columns {
+                let at = i * taps.row_step + j * taps.column_step;
+                let mut panel = [S::splat(0.0); V];
+                for (v, w) in panel.iter_mut().enumerate() {
+                    *w = S::load(weights.add(v * S::LANES));
+                }
+                weights = weights.add(V * S::LANES);
+                for (sums, from) in acc.iter_mut().zip(&windows) {
+                    for (v, (sum, &w)) in sums.iter_mut().zip(&panel).enumerate() {
+                        *sum = S::fma(S::load(from.add(at + v * S::LANES)), w, *sum);
+                    }
+                }
+            }
+        }
+        for (q, sums) in acc.iter().enumerate() {
+            for (v, &sum) in sums.iter().enumerate() {
+                S::store(to.add((q * V + v) * S::LANES), sum);
+            }
+        }
+    }
+}
+
+/// The sums of a strip, along the taps.
+struct Dots<'a> {
+    strip: &'a Strip,
+    channels: usize,
+    to: *mut f32,
+}
+
+impl Kernel for Dots<'_> {
+    type Output = ();
+    #[inline(always)]
+    unsafe fn run<S: Simd>(self) {
+        for tile in &self.strip.tiles {
+            for (first, some) in self.strip.windows.chunks(4).enumerate() {
+                // Past the last pixel the last is summed again.
+                let last = some[some.len() - 1];
+                let mut windows = [last; 4];
+                windows[..some.len()].copy_from_slice(some);
+                // SAFETY: the windows are inside the scratch or the image, and there is room for four sums.
+                unsafe {
+                    let to = self.to.add(4 * first);
+                    match self.channels {
+                        1 => dots::<S, 1>(tile, windows, to),
+                        2 => dots::<S, 2>(tile, windows, to),
+                        3 => dots::<S, 3>(tile, windows, to),
+                        _ => dots::<S, 4>(tile, windows, to),
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Four pixels by `O` channels: sums go to `to[channel * DOTS_PIXELS + pixel]`.
+///
+/// # Safety
+/// As [`products`], the weights being runs padded to whole registers.
+#[inline(always)]
+unsafe fn dots<S: Simd, const O: usize>(tile: &Tile, windows: [*const f32; 4], to: *mut f32) {
+    let taps = tile.taps;
+    let channel = taps.rows * taps.weight_row;
+    let whole = taps.run / S::LANES * S::LANES;
     // SAFETY: this function's contract.
     unsafe {
         let mut acc = [[S::splat(0.0); 4]; O];
         for i in 0..taps.rows {
             for j in 0..taps.columns {
-                let weights = weights.add((i * taps.columns + j) * run);
-                let from = windows.map(|w| w.add(i * taps.row_step + j * taps.column_step));
-                let whole = taps.run / S::LANES * S::LANES;
+                let weights = tile.weights.add(i * taps.weight_row + j * taps.weight_column);
+                let at = i * taps.row_step + j * taps.column_step;
                 for t in (0..whole).step_by(S::LANES) {
-                    let x = from.map(|from| S::load(from.add(t)));
                     for (o, sums) in acc.iter_mut().enumerate() {
                         let w = S::load(weights.add(o * channel + t));
-                        for (sum, &x) in sums.iter_mut().zip(&x) {
-                            *sum = S::fma(x, w, *sum);
+                        for (sum, from) in sums.iter_mut().zip(&windows) {
+                            *sum = S::fma(S::load(from.add(at + t)), w, *sum);
                         }
                     }
                 }
                 if whole < taps.run {
-                    let x = from.map(|from| S::load_n(from.add(whole), taps.run - whole));
                     for (o, sums) in acc.iter_mut().enumerate() {
                         let w = S::load(weights.add(o * channel + whole));
-                        for (sum, &x) in sums.iter_mut().zip(&x) {
-                            *sum = S::fma(x, w, *sum);
+                        for (sum, from) in sums.iter_mut().zip(&windows) {
+                            *sum = S::fma(S::load_n(from.add(at + whole), taps.run - whole), w, *sum);
                         }
                     }
                 }
@@ -871,9 +1147,9 @@ unsafe fn dots<S: Simd, const O: usize>(
 
 /// Biases, activation, residual and store of a strip.
 struct Finish<'a, T> {
-    strip: &'a Strip<'a, T>,
-    biases: &'a [f32; 2 * MAX_LANES],
-    pixels: Range<usize>,
+    panel: &'a Panel<'a, T>,
+    places: &'a [Place],
+    biases: &'a [f32],
 }
 
 impl<T: Element> Kernel for Finish<'_, T> {
@@ -882,7 +1158,7 @@ impl<T: Element> Kernel for Finish<'_, T> {
     unsafe fn run<S: Simd>(self) {
         // SAFETY: the pixels are this thread's, and their sums are there.
         unsafe {
-            match self.strip.job.activation {
+            match self.panel.job.activation {
                 Activation::None => self.by_activation::<S>(Activation::None),
                 Activation::Silu => self.by_activation::<S>(Activation::Silu),
                 Activation::Gelu => self.by_activation::<S>(Activation::Gelu),
@@ -896,60 +1172,72 @@ impl<T: Element> Finish<'_, T> {
     /// The pixels are this thread's, and their sums are there.
     #[inline(always)]
     unsafe fn by_activation<S: Simd>(&self, activation: Activation) {
-        let Strip { job, cut, sample, group, rows, channels, sums, .. } = self.strip;
-        let first = group * job.c_out + channels.start;
-        let columns = job.out_size[1];
+        let Panel { job, cut, channels, sums, .. } = self.panel;
+        let step = channels.len().next_multiple_of(S::LANES);
         // SAFETY: this function's contract.
         unsafe {
             if !cut.by_pixels {
                 let mut from = sums.cast_const();
-                let (mut y, mut x) = (rows.start + self.pixels.start / columns, self.pixels.start % columns);
-                for _ in self.pixels.clone() {
-                    for c in (0..channels.len()).step_by(S::LANES) {
-                        let bias = S::load(self.biases.as_ptr().add(c));
-                        let lanes = S::LANES.min(channels.len() - c);
-                        let index = [*sample, first + c, y, x];
-                        self.store::<S>(activation, S::add(S::load(from), bias), index, 1, lanes);
-                        from = from.add(S::LANES);
+                if job.out_strides[1] == 1 && job.residual.is_none_or(|r| r.strides[1] == 1) {
+                    for place in self.places {
+                        let to = job.out.at(place.out);
+                        let residual = job.residual.map(|r| r.at.at(place.residual));
+                        let biases = self.biases.as_ptr().add(place.biases);
+                        let mut c = 0;
+                        while c + S::LANES <= channels.len() {
+                            let z = S::add(S::load(from.add(c)), S::load(biases.add(c)));
+                            let mut z = activate::<S>(activation, z);
+                            if let Some(residual) = residual {
+                                z = S::add(z, S::get(residual.add(c)));
+                            }
+                            S::put(to.add(c), z);
+                            c += S::LANES;
+                        }
+                        if c < channels.len() {
+                            let z = S::add(S::load(from.add(c)), S::load(biases.add(c)));
+                            self.store::<S>(activation, z, place, c, 1, channels.len() - c);
+                        }
+                        from = from.add(step);
                     }
-                    x += 1;
-                    if x == columns {
-                        (y, x) = (y + 1, 0);
+                    return;
+                }
+                for place in self.places {
+                    let biases = self.biases.as_ptr().add(place.biases);
+                    let mut c = 0;
+                    while c < channels.len() {
+                        let z = S::add(S::load(from.add(c)), S::load(biases.add(c)));
+                        self.store::<S>(activation, z, place, c, 1, channels.len() - c);
+                        c += S::LANES;
                     }
+                    from = from.add(step);
                 }
                 return;
             }
-            let step = channels.len().next_multiple_of(S::LANES);
-            for q in (0..self.pixels.len()).step_by(S::LANES) {
-                let lanes = S::LANES.min(self.pixels.len() - q);
-                let pixel = self.pixels.start + q;
-                let (y, x) = (rows.start + pixel / columns, pixel % columns);
+            let mut turned = [0.0f32; MAX_LANES * MAX_LANES];
+            for (q, place) in self.places.iter().enumerate().step_by(S::LANES) {
                 for c in (0..channels.len()).step_by(S::LANES) {
-                    let mut turned = [0.0f32; MAX_LANES * MAX_LANES];
-                    if !cut.dots {
+                    let (from, next) = if cut.method == Method::Dots {
+                        (sums.add(c * DOTS_PIXELS + q).cast_const(), DOTS_PIXELS)
+                    } else {
                         S::transpose(
                             sums.add(q * step + c).cast_const(),
                             step,
                             turned.as_mut_ptr(),
                             S::LANES,
                         );
-                    }
+                        (turned.as_ptr(), S::LANES)
+                    };
                     for lane in 0..S::LANES.min(channels.len() - c) {
-                        let sum = if cut.dots {
-                            S::load(sums.add((c + lane) * DOTS_PIXELS + q))
-                        } else {
-                            S::load(turned.as_ptr().add(lane * S::LANES))
-                        };
-                        let bias = S::splat(self.biases[c + lane]);
-                        let index = [*sample, first + c + lane, y, x];
-                        self.store::<S>(activation, S::add(sum, bias), index, 3, lanes);
+                        let z = S::add(S::load(from.add(lane * next)), S::splat(self.biases[c + lane]));
+                        self.store::<S>(activation, z, place, c + lane, 3, self.places.len() - q);
                     }
                 }
             }
         }
     }
 
-    /// Activation, residual and store of `lanes` elements from `index` on along `axis`.
+    /// Activation, residual and store of up to `count` elements along `axis`, from channel `c` of the panel
+    /// at `place` on.
     ///
     /// # Safety
     /// They are inside `out` and this thread's.
@@ -958,18 +1246,22 @@ impl<T: Element> Finish<'_, T> {
         &self,
         activation: Activation,
         z: S::V,
-        index: [usize; 4],
+        place: &Place,
+        c: usize,
         axis: usize,
-        lanes: usize,
+        count: usize,
     ) {
-        let job = self.strip.job;
+        let job = self.panel.job;
+        let lanes = count.min(S::LANES);
         // SAFETY: this function's contract.
         unsafe {
             let mut z = activate::<S>(activation, z);
             if let Some(residual) = &job.residual {
-                z = S::add(z, gather::<S, T>(residual.at(index), residual.strides[axis], lanes));
+                let from = residual.at.at(place.residual + c * residual.strides[1]);
+                z = S::add(z, gather::<S, T>(from, residual.strides[axis], lanes));
             }
-            scatter::<S, T>(job.out.at(dot(index, job.out_strides)), job.out_strides[axis], z, lanes);
+            let to = job.out.at(place.out + c * job.out_strides[1]);
+            scatter::<S, T>(to, job.out_strides[axis], z, lanes);
         }
     }
 }

@@ -11,10 +11,12 @@
 //!               after the last block of k: bias, activation, residual, store
 //! ```
 //!
-//! Packing converts to f32 and turns any stride into 1. Panels that few tiles would use are read where
-//! they lie, and a handful of rows is done without panels: by dot products where the columns of `b` are
-//! dense, as sums of the rows of `b` where those are. A result stored column by column is computed as
-//! its transpose, so that stores are dense.
+//! Packing converts to f32 and turns any stride into 1. Where few tiles use a panel it is read where it
+//! lies, or packed by the thread that uses it, while it is in the cache. A result stored column by column
+//! is computed as its transpose, so that stores are dense.
+//!
+//! On every path an element is one chain of multiply-adds, k ascending: a row's result does not depend on
+//! how many other rows there are, nor on the number of threads.
 
 use super::activation::activate;
 use super::simd::{Kernel, Simd};
@@ -183,13 +185,7 @@ impl<T: Element> Product<'_, T> {
         let isa = cpu.isa();
         let shape = isa.run(ShapeOf);
         let each = |count: usize, work: &(dyn Fn(usize) + Sync)| each(cpu, threads, count, work);
-        // Dot products cost a sum over lanes each, so they want long sums.
-        let few = match self.b.place {
-            Place { row: 1, .. } => self.m <= 8 && self.k >= 64 * self.m.min(4),
-            Place { column: 1, .. } => self.m <= 4 && self.k > 0,
-            _ => false,
-        };
-        if few {
+        if self.m <= 4 && self.k > 0 && self.b.place.column == 1 {
             let columns = self.n.div_ceil(threads).next_multiple_of(shape.columns);
             each(self.n.div_ceil(columns), &|t| {
                 with_buffer(&TILES, self.m * self.k, |a| {
@@ -204,13 +200,14 @@ impl<T: Element> Product<'_, T> {
         }
         let tiles = self.m.div_ceil(shape.rows);
         let panels = self.n.div_ceil(shape.columns);
-        // Panels that few tiles use are read where they lie.
-        let direct = self.b.place.column == 1 && tiles <= 2;
+        // Panels that few tiles use are not worth a pass of their own over `b`.
+        let few_tiles = tiles <= 2;
         let steps = self.k.div_ceil(KC).max(1);
         let kc = self.k.div_ceil(steps);
         let nc = panels.min(NC_PANELS);
         // A few blocks of rows a thread even out their speeds; columns are cut where rows are too few.
         let row_blocks = match threads {
+            _ if few_tiles => 1,
             1 => tiles.div_ceil(MC_TILES),
             _ => tiles
                 .div_ceil(MC_TILES)
@@ -221,29 +218,35 @@ impl<T: Element> Product<'_, T> {
         let column_blocks = if row_blocks >= threads { 1 } else { (2 * threads).div_ceil(row_blocks) };
         let tile_size = shape.rows * shape.columns;
         let sums_size = if steps > 1 { tiles * nc * tile_size } else { 0 };
-        with_buffer(&PANELS, nc * kc * shape.columns + sums_size, |buffer| {
-            let packed = Shared(buffer);
-            let sums = Shared(buffer.wrapping_add(nc * kc * shape.columns));
+        let packed_size = if few_tiles { 0 } else { nc * kc * shape.columns };
+        with_buffer(&PANELS, packed_size + sums_size, |buffer| {
+            let packed = (!few_tiles).then_some(Shared(buffer));
+            let sums = Shared(buffer.wrapping_add(packed_size));
             for first_panel in (0..panels).step_by(nc) {
                 let nc = nc.min(panels - first_panel);
                 for step in 0..steps {
                     let k = step * self.k / steps..(step + 1) * self.k / steps;
-                    let pass = Pass { product: self, packed, sums, tiles, first_panel, k, kc, direct };
-                    // Packing is worth a thread for every so many elements.
-                    let pack_blocks =
-                        (nc * kc * shape.columns / (WORTH_A_THREAD / 8)).clamp(1, nc.min(4 * threads));
-                    each(pack_blocks, &|t| {
-                        isa.run(PackB { pass: &pass, panels: share(nc, pack_blocks, t) });
-                    });
+                    let pass = Pass { product: self, packed, sums, tiles, first_panel, k, kc };
+                    if let Some(packed) = packed {
+                        // Packing is worth a thread for every so many elements.
+                        let blocks =
+                            (nc * kc * shape.columns / (WORTH_A_THREAD / 8)).clamp(1, nc.min(4 * threads));
+                        each(blocks, &|t| {
+                            isa.run(PackB { pass: &pass, packed, panels: share(nc, blocks, t) });
+                        });
+                    }
                     let column_blocks = column_blocks.min(nc);
                     each(row_blocks * column_blocks, &|t| {
                         let tiles = share(tiles, row_blocks, t / column_blocks);
                         let panels = share(nc, column_blocks, t % column_blocks);
                         // One register more than the tiles hold: packing writes whole registers.
-                        with_buffer(&TILES, tiles.len() * shape.rows * kc + 16, |a| {
+                        let tiles_size = (tiles.len() * shape.rows * kc).next_multiple_of(16) + 16;
+                        let panel_size = if few_tiles { kc * shape.columns } else { 0 };
+                        with_buffer(&TILES, tiles_size + panel_size, |a| {
                             isa.run(Multiply {
                                 pass: &pass,
                                 a,
+                                panel: a.wrapping_add(tiles_size),
                                 tiles,
                                 panels,
                                 load: step > 0,
@@ -329,8 +332,9 @@ impl Kernel for ShapeOf {
 /// One block of columns and one block of k.
 struct Pass<'a, T> {
     product: &'a Product<'a, T>,
-    /// Packed panels, `[k][columns]` each and `kc * columns` floats apart.
-    packed: Shared,
+    /// Packed panels, `[k][columns]` each and `kc * columns` floats apart; none where threads pack for
+    /// themselves.
+    packed: Option<Shared>,
     /// Unfinished sums, a micro-tile each, panel by panel.
     sums: Shared,
     /// Tiles of rows in the product.
@@ -339,13 +343,12 @@ struct Pass<'a, T> {
     first_panel: usize,
     k: Range<usize>,
     kc: usize,
-    /// Full panels are read from `b` itself.
-    direct: bool,
 }
 
 /// Packs some panels of `b`.
 struct PackB<'a, T> {
     pass: &'a Pass<'a, T>,
+    packed: Shared,
     panels: Range<usize>,
 }
 
@@ -353,32 +356,31 @@ impl<T: Element> Kernel for PackB<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Pass { product, first_panel, ref k, kc, direct, packed, .. } = *self.pass;
-        let columns = 2 * S::LANES;
         for panel in self.panels {
-            let first = (first_panel + panel) * columns;
-            let width = columns.min(product.n - first);
-            if direct && width == columns {
-                continue;
-            }
-            // SAFETY: columns first..first + width of rows k are inside `b`; this panel's part of
-            // `packed` is written by this thread alone.
+            // SAFETY: this panel's part of `packed` is written by this thread alone.
             unsafe {
-                let to = packed.0.add(panel * kc * columns);
-                // A panel of at most one register is packed as one.
-                let registers = width.div_ceil(S::LANES);
-                for r in 0..registers {
-                    let (from, lanes) = (first + r * S::LANES, S::LANES.min(width - r * S::LANES));
-                    pack::<S, T>(
-                        product.b.transposed(),
-                        from,
-                        lanes,
-                        k,
-                        to.add(r * S::LANES),
-                        registers * S::LANES,
-                    );
-                }
+                pack_panel::<S, T>(self.pass, panel, self.packed.0.add(panel * self.pass.kc * 2 * S::LANES))
             }
+        }
+    }
+}
+
+/// Packs one panel: `[k][columns]`, or `[k][LANES]` where that holds all its columns.
+///
+/// # Safety
+/// `to` has room for it, and no other thread touches it.
+#[inline(always)]
+unsafe fn pack_panel<S: Simd, T: Element>(pass: &Pass<'_, T>, panel: usize, to: *mut f32) {
+    let first = (pass.first_panel + panel) * 2 * S::LANES;
+    let width = (2 * S::LANES).min(pass.product.n - first);
+    let registers = width.div_ceil(S::LANES);
+    let by_columns = pass.product.b.transposed();
+    for r in 0..registers {
+        let lanes = S::LANES.min(width - r * S::LANES);
+        // SAFETY: those columns are inside `b`, and this function's contract.
+        unsafe {
+            let to = to.add(r * S::LANES);
+            pack::<S, T>(by_columns, first + r * S::LANES, lanes, &pass.k, to, registers * S::LANES);
         }
     }
 }
@@ -448,6 +450,8 @@ struct Multiply<'a, T> {
     pass: &'a Pass<'a, T>,
     /// Room for the packed tiles.
     a: *mut f32,
+    /// Room for a panel, where threads pack for themselves.
+    panel: *mut f32,
     tiles: Range<usize>,
     panels: Range<usize>,
     /// There are sums of earlier k to add to.
@@ -460,7 +464,7 @@ impl<T: Element> Kernel for Multiply<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Pass { product, packed, sums, tiles, first_panel, ref k, kc, direct, .. } = *self.pass;
+        let Pass { product, packed, sums, tiles, first_panel, ref k, kc } = *self.pass;
         let shape = const { Shape::of::<S>() };
         let size = shape.rows * shape.columns;
         let rows = |tile: usize| share(product.m, tiles, tile);
@@ -480,9 +484,19 @@ impl<T: Element> Kernel for Multiply<'_, T> {
         for panel in self.panels {
             let first = (first_panel + panel) * shape.columns;
             let width = shape.columns.min(product.n - first);
+            // A full panel without a packed copy is read where it lies, if its rows are dense.
+            let direct = packed.is_none() && product.b.place.column == 1 && width == shape.columns;
+            let b = match packed {
+                Some(packed) => packed.0.wrapping_add(panel * kc * shape.columns),
+                None => self.panel,
+            };
+            if packed.is_none() && !direct {
+                // SAFETY: the room is this thread's.
+                unsafe { pack_panel::<S, T>(self.pass, panel, b) };
+            }
             for (index, tile) in self.tiles.clone().enumerate() {
                 let rows = rows(tile);
-                // SAFETY: the tile was packed above, the panel before this pass of work (or all its
+                // SAFETY: the tile was packed above, the panel there or before this work (or all its
                 // columns are inside `b`); the tile's sums belong to this thread.
                 unsafe {
                     let acc = if self.load || !self.finish {
@@ -497,16 +511,13 @@ impl<T: Element> Kernel for Multiply<'_, T> {
                         acc,
                         load: self.load,
                     };
-                    if direct && width == shape.columns {
+                    if direct {
                         let b = if k.is_empty() { std::ptr::null() } else { product.b.at(k.start, first) };
                         block.multiply::<S, T, 2>(b, product.b.place.row);
+                    } else if width <= S::LANES {
+                        block.multiply::<S, f32, 1>(b, S::LANES);
                     } else {
-                        let b = packed.0.add(panel * kc * shape.columns).cast_const();
-                        if width <= S::LANES {
-                            block.multiply::<S, f32, 1>(b, S::LANES);
-                        } else {
-                            block.multiply::<S, f32, 2>(b, shape.columns);
-                        }
+                        block.multiply::<S, f32, 2>(b, shape.columns);
                     }
                     if self.finish {
                         finish::<S, T>(product, acc, shape.columns, rows, first..first + width);
@@ -669,8 +680,7 @@ unsafe fn scatter<S: Simd, T: Element>(to: *mut T, stride: usize, v: S::V, lanes
     }
 }
 
-/// A few rows, with `b` read where it lies: dot products where its columns are dense, else sums of its
-/// rows.
+/// Up to four rows as sums of the rows of `b`, which are dense and read one after the other.
 struct FewRows<'a, T> {
     product: &'a Product<'a, T>,
     /// Room for the rows of `a` in f32.
@@ -699,20 +709,16 @@ impl<T: Element> Kernel for FewRows<'_, T> {
         let mut sums = [0.0f32; 4 * STRIP];
         for first in self.columns.clone().step_by(STRIP) {
             let columns = first..self.columns.end.min(first + STRIP);
-            for i in (0..m).step_by(4) {
-                let rows = i..m.min(i + 4);
-                // SAFETY: the rows were made dense above; the columns are inside `b` and `out`, and belong
-                // to this thread.
-                unsafe {
-                    let a = self.a.add(i * k).cast_const();
-                    match rows.len() {
-                        1 => few_rows::<S, T, 1>(k, a, b, &columns, &mut sums),
-                        2 => few_rows::<S, T, 2>(k, a, b, &columns, &mut sums),
-                        3 => few_rows::<S, T, 3>(k, a, b, &columns, &mut sums),
-                        _ => few_rows::<S, T, 4>(k, a, b, &columns, &mut sums),
-                    }
-                    finish::<S, T>(self.product, sums.as_ptr(), STRIP, rows, columns.clone());
+            // SAFETY: the rows were made dense above; the columns are inside `b` and `out`, and belong to
+            // this thread.
+            unsafe {
+                match m {
+                    1 => few_rows::<S, T, 1>(k, self.a, b, &columns, &mut sums),
+                    2 => few_rows::<S, T, 2>(k, self.a, b, &columns, &mut sums),
+                    3 => few_rows::<S, T, 3>(k, self.a, b, &columns, &mut sums),
+                    _ => few_rows::<S, T, 4>(k, self.a, b, &columns, &mut sums),
                 }
+                finish::<S, T>(self.product, sums.as_ptr(), STRIP, 0..m, columns);
             }
         }
     }
@@ -721,7 +727,7 @@ impl<T: Element> Kernel for FewRows<'_, T> {
 /// The sums of `R` rows, `STRIP` apart.
 ///
 /// # Safety
-/// `a` holds `R` rows of `k` floats; rows 0..k and the columns are inside `b`, one of whose strides is 1.
+/// `a` holds `R` rows of `k` floats; rows 0..k and the columns are inside `b`, whose rows are dense.
 #[inline(always)]
 unsafe fn few_rows<S: Simd, T: Element, const R: usize>(
     k: usize,
@@ -732,14 +738,6 @@ unsafe fn few_rows<S: Simd, T: Element, const R: usize>(
 ) {
     // SAFETY: this function's contract.
     unsafe {
-        if b.place.row == 1 {
-            for j in columns.clone().step_by(4) {
-                // Past the last column the last one is summed again, to a place that is not read.
-                let dense = [0, 1, 2, 3].map(|c| b.at(0, (j + c).min(columns.end - 1)));
-                dots::<S, T, R>(k, a, dense, sums.as_mut_ptr().add(j - columns.start));
-            }
-            return;
-        }
         for row in sums.chunks_mut(STRIP).take(R) {
             row.fill(0.0);
         }
@@ -756,7 +754,7 @@ unsafe fn few_rows<S: Simd, T: Element, const R: usize>(
 /// Adds rows `t..t + U` of `b`, times their factors, to the sums of `R` rows.
 ///
 /// # Safety
-/// As [`few_rows`], for a `b` whose rows are dense, with `t + U <= k`.
+/// As [`few_rows`], with `t + U <= k`.
 #[inline(always)]
 unsafe fn add_rows<S: Simd, T: Element, const R: usize, const U: usize>(
     t: usize,
@@ -786,42 +784,6 @@ unsafe fn add_rows<S: Simd, T: Element, const R: usize, const U: usize>(
                     sum = S::fma(x, y, sum);
                 }
                 S::store(to, sum);
-            }
-        }
-    }
-}
-
-/// `R` rows by four columns: sums go to `to[r * STRIP + column]`.
-///
-/// # Safety
-/// `a` holds `R` rows of `k` floats, each pointer of `b` as many elements; `to` has room.
-#[inline(always)]
-unsafe fn dots<S: Simd, T: Element, const R: usize>(k: usize, a: *const f32, b: [*const T; 4], to: *mut f32) {
-    // SAFETY: this function's contract.
-    unsafe {
-        let mut acc = [[S::splat(0.0); 4]; R];
-        let whole = k / S::LANES * S::LANES;
-        for t in (0..whole).step_by(S::LANES) {
-            let b = b.map(|column| S::get(column.add(t)));
-            for (r, row) in acc.iter_mut().enumerate() {
-                let x = S::load(a.add(r * k + t));
-                for (sum, &y) in row.iter_mut().zip(&b) {
-                    *sum = S::fma(x, y, *sum);
-                }
-            }
-        }
-        if whole < k {
-            let b = b.map(|column| S::get_n(column.add(whole), k - whole));
-            for (r, row) in acc.iter_mut().enumerate() {
-                let x = S::load_n(a.add(r * k + whole), k - whole);
-                for (sum, &y) in row.iter_mut().zip(&b) {
-                    *sum = S::fma(x, y, *sum);
-                }
-            }
-        }
-        for (r, row) in acc.iter().enumerate() {
-            for (c, &sum) in row.iter().enumerate() {
-                *to.add(r * STRIP + c) = S::sum(sum);
             }
         }
     }

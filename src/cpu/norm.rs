@@ -174,6 +174,108 @@ impl Kernel for Activate<'_> {
     }
 }
 
+/// Registers of sums kept at once, so that additions do not wait for one another.
+const CHAINS: usize = 4;
+
+// The two walks below are macros and no functions of closures: a closure is compiled without the
+// instruction set of the function around it.
+
+/// Runs the body for registers that cover `0..count` elements, whole ones first: `chain` counts those
+/// that may be under way at once, `i` is the first element, `lanes` how many there are.
+macro_rules! registers {
+    ($S:ident, $count:expr, |$chain:pat_param, $i:ident, $lanes:ident| $body:block) => {{
+        let (count, mut next) = ($count, 0);
+        while next + CHAINS * $S::LANES <= count {
+            for chain in 0..CHAINS {
+                let ($chain, $i, $lanes) = (chain, next + chain * $S::LANES, $S::LANES);
+                $body
+            }
+            next += CHAINS * $S::LANES;
+        }
+        while next < count {
+            let ($chain, $i, $lanes) = (0, next, $S::LANES.min(count - next));
+            $body
+            next += $S::LANES;
+        }
+    }};
+}
+
+/// Runs the body for every position of a [`Columns`] block: `from` and `to` are its first channel's
+/// element on both sides.
+macro_rules! positions {
+    ($columns:expr, |$chain:pat_param, $from:ident, $to:pat_param| $body:block) => {{
+        let Grid { from, to, across, down } = $columns.grid();
+        for j in 0..down.count {
+            let (from, to) = (from + j * down.x, to + j * down.out);
+            let mut i = 0;
+            while i + CHAINS <= across.count {
+                for chain in 0..CHAINS {
+                    let ($chain, $from) = (chain, from + (i + chain) * across.x);
+                    let $to = to + (i + chain) * across.out;
+                    $body
+                }
+                i += CHAINS;
+            }
+            while i < across.count {
+                let ($chain, $from, $to) = (0, from + i * across.x, to + i * across.out);
+                $body
+                i += 1;
+            }
+        }
+    }};
+}
+
+/// The positions of one sample: two axes and where they start, on both sides.
+struct Grid {
+    from: usize,
+    to: usize,
+    across: Steps,
+    down: Steps,
+}
+
+/// Positions along one axis, and their distance on both sides.
+struct Steps {
+    count: usize,
+    x: usize,
+    out: usize,
+}
+
+/// `lanes` elements of the input from `at` on; the lanes behind are 0.
+///
+/// # Safety
+/// They are inside the view, and the CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn get<S: Simd, T: Element>(x: In<T>, at: usize, lanes: usize) -> S::V {
+    // SAFETY: this function's contract.
+    unsafe {
+        let from = x.at(at);
+        if lanes == S::LANES { S::get(from) } else { S::get_n(from, lanes) }
+    }
+}
+
+/// `lanes` elements to the output from `at` on.
+///
+/// # Safety
+/// They are inside the view, no other thread has them, and the CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn put<S: Simd, T: Element>(out: Out<T>, at: usize, v: S::V, lanes: usize) {
+    // SAFETY: this function's contract.
+    unsafe {
+        let to = out.at(at);
+        if lanes == S::LANES { S::put(to, v) } else { S::put_n(to, v, lanes) }
+    }
+}
+
+/// The sum of the chains.
+///
+/// # Safety
+/// The CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn fold<S: Simd>(v: [S::V; CHAINS]) -> S::V {
+    // SAFETY: this function's contract.
+    unsafe { S::add(S::add(v[0], v[1]), S::add(v[2], v[3])) }
+}
+
 /// Some whole groups of one sample whose channels are neighbours.
 struct Columns<'a, T> {
     call: &'a Call<'a, T>,
@@ -181,45 +283,26 @@ struct Columns<'a, T> {
     groups: Range<usize>,
 }
 
-/// Registers of sums kept at once, so that additions do not wait for one another.
-const CHAINS: usize = 4;
-
 impl<T: Element> Columns<'_, T> {
-    /// Calls `each(chain, x, out)` with the element offset of each position's first channel, on both sides.
+    /// The positions: the two axes that are not the channels.
     #[inline(always)]
-    fn positions(&self, mut each: impl FnMut(usize, usize, usize)) {
+    fn grid(&self) -> Grid {
         let p = &self.call.p;
-        // The two axes that are not the channels.
-        let ((a, a_x, a_out), (b, b_x, b_out)) = if p.ch_i == 1 {
-            ((p.mid, p.x_m, p.out_m), (p.outer(), p.x_o, p.out_o))
+        let (first, steps) = (self.groups.start, |count: u32, x: u32, out: u32| Steps {
+            count: count as usize,
+            x: x as usize,
+            out: out as usize,
+        });
+        let (across, down) = if p.ch_i == 1 {
+            (steps(p.mid, p.x_m, p.out_m), steps(p.outer(), p.x_o, p.out_o))
         } else {
-            ((p.inner, p.x_i, p.out_i), (p.mid, p.x_m, p.out_m))
+            (steps(p.inner, p.x_i, p.out_i), steps(p.mid, p.x_m, p.out_m))
         };
-        let from = self.n * p.x_n as usize + self.groups.start * p.x_r as usize;
-        let to = self.n * p.out_n as usize + self.groups.start * p.out_r as usize;
-        for j in 0..b as usize {
-            let (from, to) = (from + j * b_x as usize, to + j * b_out as usize);
-            let mut i = 0;
-            while i + CHAINS <= a as usize {
-                for chain in 0..CHAINS {
-                    each(chain, from + (i + chain) * a_x as usize, to + (i + chain) * a_out as usize);
-                }
-                i += CHAINS;
-            }
-            while i < a as usize {
-                each(0, from + i * a_x as usize, to + i * a_out as usize);
-                i += 1;
-            }
-        }
-    }
-
-    /// The lanes of a block of `lanes` channels: the whole register where it is full.
-    #[inline(always)]
-    unsafe fn get<S: Simd>(&self, at: usize, lanes: usize) -> S::V {
-        // SAFETY: the caller's lanes are inside the view.
-        unsafe {
-            let from = self.call.x.at(at);
-            if lanes == S::LANES { S::get(from) } else { S::get_n(from, lanes) }
+        Grid {
+            from: self.n * p.x_n as usize + first * p.x_r as usize,
+            to: self.n * p.out_n as usize + first * p.out_r as usize,
+            across,
+            down,
         }
     }
 
@@ -235,11 +318,10 @@ impl<T: Element> Columns<'_, T> {
                 let mean = S::load(mean.as_ptr().add(block));
                 let factor = S::load(factor.as_ptr().add(block));
                 let summand = S::load(summand.as_ptr().add(block));
-                self.positions(|_, from, to| {
-                    let d = S::sub(self.get::<S>(from + block, lanes), mean);
+                positions!(self, |_, from, to| {
+                    let d = S::sub(get::<S, T>(self.call.x, from + block, lanes), mean);
                     let y = activate::<S>(activation, S::fma(d, factor, summand));
-                    let to = self.call.out.at(to + block);
-                    if lanes == S::LANES { S::put(to, y) } else { S::put_n(to, y, lanes) }
+                    put::<S, T>(self.call.out, to + block, y, lanes);
                 });
             }
         }
@@ -260,9 +342,6 @@ impl<T: Element> Kernel for Columns<'_, T> {
         let (first, rest) = rest.split_at_mut(padded);
         let (second, summand) = rest.split_at_mut(padded);
         let len = f64::from(call.p.len);
-        let total = |table: &[f32], group: usize| {
-            table[group * size..][..size].iter().map(|&v| f64::from(v)).sum::<f64>()
-        };
 
         if call.center {
             for block in (0..channels).step_by(S::LANES) {
@@ -270,14 +349,14 @@ impl<T: Element> Kernel for Columns<'_, T> {
                 // SAFETY: positions and channels are inside the view, tables are padded.
                 unsafe {
                     let mut sums = [S::splat(0.0); CHAINS];
-                    self.positions(|chain, from, _| {
-                        sums[chain] = S::add(sums[chain], self.get::<S>(from + block, lanes));
+                    positions!(self, |chain, from, _| {
+                        sums[chain] = S::add(sums[chain], get::<S, T>(call.x, from + block, lanes));
                     });
                     S::store(first.as_mut_ptr().add(block), fold::<S>(sums));
                 }
             }
-            for group in 0..self.groups.len() {
-                mean[group * size..][..size].fill((total(first, group) / len) as f32);
+            for (mean, sums) in mean.chunks_mut(size).zip(first.chunks(size)).take(self.groups.len()) {
+                mean.fill((total(sums) / len) as f32);
             }
         }
         for block in (0..channels).step_by(S::LANES) {
@@ -286,8 +365,8 @@ impl<T: Element> Kernel for Columns<'_, T> {
             unsafe {
                 let centre = S::load(mean.as_ptr().add(block));
                 let (mut sums, mut squares) = ([S::splat(0.0); CHAINS], [S::splat(0.0); CHAINS]);
-                self.positions(|chain, from, _| {
-                    let d = S::sub(self.get::<S>(from + block, lanes), centre);
+                positions!(self, |chain, from, _| {
+                    let d = S::sub(get::<S, T>(call.x, from + block, lanes), centre);
                     sums[chain] = S::add(sums[chain], d);
                     squares[chain] = S::fma(d, d, squares[chain]);
                 });
@@ -296,8 +375,13 @@ impl<T: Element> Kernel for Columns<'_, T> {
             }
         }
         for group in 0..self.groups.len() {
-            let s = call.statistics(mean[group * size], total(first, group), total(second, group));
-            for c in group * size..(group + 1) * size {
+            let range = group * size..(group + 1) * size;
+            let s = call.statistics(
+                mean[range.start],
+                total(&first[range.clone()]),
+                total(&second[range.clone()]),
+            );
+            for c in range {
                 let (factor, add) = call.affine(self.n, self.groups.start * size + c);
                 mean[c] = s.mean;
                 first[c] = s.inverse * factor;
@@ -316,11 +400,9 @@ impl<T: Element> Kernel for Columns<'_, T> {
     }
 }
 
-/// The sum of the chains.
-#[inline(always)]
-unsafe fn fold<S: Simd>(v: [S::V; CHAINS]) -> S::V {
-    // SAFETY: the caller's contract.
-    unsafe { S::add(S::add(v[0], v[1]), S::add(v[2], v[3])) }
+/// The sum of the channels of a group.
+fn total(channels: &[f32]) -> f64 {
+    channels.iter().map(|&v| f64::from(v)).sum()
 }
 
 /// Some rows whose inner axis is dense.
@@ -329,83 +411,67 @@ struct Rows<'a, T> {
     range: Range<usize>,
 }
 
-/// Calls `each(chain, at, lanes)` for registers that cover `0..count`, whole ones first.
-#[inline(always)]
-fn registers<S: Simd>(count: usize, mut each: impl FnMut(usize, usize, usize)) {
-    let mut i = 0;
-    while i + CHAINS * S::LANES <= count {
-        for chain in 0..CHAINS {
-            each(chain, i + chain * S::LANES, S::LANES);
-        }
-        i += CHAINS * S::LANES;
-    }
-    while i < count {
-        each(0, i, S::LANES.min(count - i));
-        i += S::LANES;
-    }
+/// A dense run of a row: its first element on both sides and its first channel.
+struct Run {
+    from: usize,
+    to: usize,
+    channel: usize,
 }
 
 impl<T: Element> Rows<'_, T> {
-    /// Calls `each(x, out, channel)` for each dense run of row `r` of sample `n`: its first element on both
-    /// sides and its first channel.
+    /// How many runs a row has.
     #[inline(always)]
-    fn runs(&self, n: usize, r: usize, mut each: impl FnMut(usize, usize, usize)) {
-        let p = &self.call.p;
-        let from = n * p.x_n as usize + r * p.x_r as usize;
-        let to = n * p.out_n as usize + r * p.out_r as usize;
-        for o in 0..p.outer() as usize {
-            for m in 0..p.mid as usize {
-                each(
-                    from + m * p.x_m as usize + o * p.x_o as usize,
-                    to + m * p.out_m as usize + o * p.out_o as usize,
-                    r * p.ch_r as usize + m * p.ch_m as usize + o * p.ch_o as usize,
-                );
-            }
-        }
+    fn runs(&self) -> usize {
+        (self.call.p.mid * self.call.p.outer()) as usize
     }
 
+    /// Run `i` of row `r` of sample `n`.
     #[inline(always)]
-    unsafe fn get<S: Simd>(&self, at: usize, lanes: usize) -> S::V {
-        // SAFETY: the caller's lanes are inside the view.
-        unsafe {
-            let from = self.call.x.at(at);
-            if lanes == S::LANES { S::get(from) } else { S::get_n(from, lanes) }
+    fn run_of(&self, n: usize, r: usize, i: usize) -> Run {
+        let p = &self.call.p;
+        let (m, o) = (i % p.mid as usize, i / p.mid as usize);
+        Run {
+            from: n * p.x_n as usize + r * p.x_r as usize + m * p.x_m as usize + o * p.x_o as usize,
+            to: n * p.out_n as usize + r * p.out_r as usize + m * p.out_m as usize + o * p.out_o as usize,
+            channel: r * p.ch_r as usize + m * p.ch_m as usize + o * p.ch_o as usize,
         }
     }
 
     /// Mean and inverse deviation of row `r` of sample `n`.
     #[inline(always)]
     unsafe fn statistics<S: Simd>(&self, n: usize, r: usize) -> Statistics {
-        let inner = self.call.p.inner as usize;
-        let mut mean = 0.0;
+        let (call, inner) = (self.call, self.call.p.inner as usize);
         // SAFETY: runs and their elements are inside the view.
         unsafe {
-            if self.call.center {
+            let mut mean = 0.0;
+            if call.center {
                 let mut total = 0.0;
-                self.runs(n, r, |from, _, _| {
+                for i in 0..self.runs() {
+                    let from = self.run_of(n, r, i).from;
                     let mut sums = [S::splat(0.0); CHAINS];
-                    registers::<S>(inner, |chain, i, lanes| {
-                        sums[chain] = S::add(sums[chain], self.get::<S>(from + i, lanes));
+                    registers!(S, inner, |chain, i, lanes| {
+                        sums[chain] = S::add(sums[chain], get::<S, T>(call.x, from + i, lanes));
                     });
                     total += f64::from(S::sum(fold::<S>(sums)));
-                });
-                mean = (total / f64::from(self.call.p.len)) as f32;
+                }
+                mean = (total / f64::from(call.p.len)) as f32;
             }
             let (whole, centre) = (S::splat(mean), [mean; 16]);
             let (mut first, mut second) = (0.0, 0.0);
-            self.runs(n, r, |from, _, _| {
+            for i in 0..self.runs() {
+                let from = self.run_of(n, r, i).from;
                 let (mut sums, mut squares) = ([S::splat(0.0); CHAINS], [S::splat(0.0); CHAINS]);
-                registers::<S>(inner, |chain, i, lanes| {
+                registers!(S, inner, |chain, i, lanes| {
                     // Lanes past the end hold 0 and are off by 0.
                     let centre = if lanes == S::LANES { whole } else { S::load_n(centre.as_ptr(), lanes) };
-                    let d = S::sub(self.get::<S>(from + i, lanes), centre);
+                    let d = S::sub(get::<S, T>(call.x, from + i, lanes), centre);
                     sums[chain] = S::add(sums[chain], d);
                     squares[chain] = S::fma(d, d, squares[chain]);
                 });
                 first += f64::from(S::sum(fold::<S>(sums)));
                 second += f64::from(S::sum(fold::<S>(squares)));
-            });
-            self.call.statistics(mean, first, second)
+            }
+            call.statistics(mean, first, second)
         }
     }
 
@@ -416,32 +482,34 @@ impl<T: Element> Rows<'_, T> {
         activation: Activation,
         (n, r): (usize, usize),
         s: Statistics,
-        (factor, summand): (&[f32], &[f32]),
+        (factors, summands): (&[f32], &[f32]),
     ) {
-        let p = &self.call.p;
-        let (mean, inverse) = (s.mean, s.inverse);
+        let (call, inner) = (self.call, self.call.p.inner as usize);
         // SAFETY: runs and their elements are inside both views, the tables hold every channel of the
         // sample, and no other task has this row.
         unsafe {
-            let (mean, inverse) = (S::splat(mean), S::splat(inverse));
-            self.runs(n, r, |from, to, c| {
-                let put = |i: usize, lanes: usize, factor: S::V, summand: S::V| {
-                    let d = S::sub(self.get::<S>(from + i, lanes), mean);
-                    let y = S::fma(S::mul(d, inverse), factor, summand);
-                    let y = activate::<S>(activation, y);
-                    let to = self.call.out.at(to + i);
-                    if lanes == S::LANES { S::put(to, y) } else { S::put_n(to, y, lanes) }
-                };
-                if p.ch_i == 0 {
-                    let (factor, summand) = (S::splat(factor[c]), S::splat(summand[c]));
-                    registers::<S>(p.inner as usize, |_, i, lanes| put(i, lanes, factor, summand));
+            let (mean, inverse) = (S::splat(s.mean), S::splat(s.inverse));
+            for i in 0..self.runs() {
+                let Run { from, to, channel } = self.run_of(n, r, i);
+                if call.p.ch_i == 0 {
+                    let (factor, summand) =
+                        (S::splat(s.inverse * factors[channel]), S::splat(summands[channel]));
+                    registers!(S, inner, |_, i, lanes| {
+                        let d = S::sub(get::<S, T>(call.x, from + i, lanes), mean);
+                        let y = activate::<S>(activation, S::fma(d, factor, summand));
+                        put::<S, T>(call.out, to + i, y, lanes);
+                    });
                 } else {
-                    let (factor, summand) = (factor.as_ptr().add(c), summand.as_ptr().add(c));
-                    registers::<S>(p.inner as usize, |_, i, lanes| {
-                        put(i, lanes, S::load_n(factor.add(i), lanes), S::load_n(summand.add(i), lanes));
+                    let (factor, summand) = (factors.as_ptr().add(channel), summands.as_ptr().add(channel));
+                    registers!(S, inner, |_, i, lanes| {
+                        let d = S::sub(get::<S, T>(call.x, from + i, lanes), mean);
+                        // The tables are padded to whole registers.
+                        let (factor, summand) = (S::load(factor.add(i)), S::load(summand.add(i)));
+                        let y = activate::<S>(activation, S::fma(S::mul(d, inverse), factor, summand));
+                        put::<S, T>(call.out, to + i, y, lanes);
                     });
                 }
-            });
+            }
         }
     }
 }
@@ -454,17 +522,18 @@ impl<T: Element> Kernel for Rows<'_, T> {
         let call = self.call;
         let per_sample = call.p.per_sample as usize;
         let channels = if call.p.ch_r == 0 { call.p.len } else { call.p.ch_r * call.p.per_sample } as usize;
-        let (mut factor, mut summand) = (vec![0.0; channels], vec![0.0; channels]);
+        let mut tables = vec![0.0; 2 * (channels + S::LANES)];
+        let (factors, summands) = tables.split_at_mut(channels + S::LANES);
         let mut of_sample = None;
         for row in self.range.clone() {
             let (n, r) = (row / per_sample, row % per_sample);
             if of_sample != Some(n) {
                 for c in 0..channels {
-                    (factor[c], summand[c]) = call.affine(n, c);
+                    (factors[c], summands[c]) = call.affine(n, c);
                 }
                 of_sample = Some(n);
             }
-            let tables = (&factor[..], &summand[..]);
+            let tables = (&*factors, &*summands);
             // SAFETY: the caller's contract.
             unsafe {
                 let s = self.statistics::<S>(n, r);

@@ -196,43 +196,65 @@ impl<T: Element> Dense<'_, T> {
         // SAFETY: the elements of the piece are inside every buffer, normals has one for each, and no
         // other task has them.
         unsafe {
-            let coefficients: [S::V; N] = std::array::from_fn(|j| S::splat(terms[j].0));
-            let from: [*const T; N] = std::array::from_fn(|j| terms[j].1.at(piece.start));
-            let to = out.at(piece.start);
-            let (c, normals) = (S::splat(noise.0), noise.1.map(<[f32]>::as_ptr));
-            let sum = |e: usize, lanes: usize| {
-                let whole = lanes == S::LANES;
-                let mut sum = match normals {
-                    Some(z) if whole => S::mul(c, S::load(z.add(e))),
-                    Some(z) => S::mul(c, S::load_n(z.add(e), lanes)),
-                    None => S::splat(0.0),
-                };
-                for j in 0..N {
-                    let x = from[j].add(e);
-                    let x = if whole { S::get(x) } else { S::get_n(x, lanes) };
-                    sum = S::fma(coefficients[j], x, sum);
-                }
-                sum
+            let mut sources = Sources::<S, T, N> {
+                from: [out.at(piece.start).cast_const(); N],
+                coefficients: [S::splat(0.0); N],
+                noise: S::splat(noise.0),
+                normals: noise.1.map(<[f32]>::as_ptr),
             };
-            let count = piece.len();
+            for (j, &(c, x, _)) in terms.iter().enumerate() {
+                sources.from[j] = x.at(piece.start);
+                sources.coefficients[j] = S::splat(c);
+            }
+            let (to, count) = (out.at(piece.start), piece.len());
             let mut e = 0;
             if stream {
                 // Up to the first boundary of a register, which streaming needs.
                 let head = to.align_offset(S::LANES * size_of::<T>()).min(count) % S::LANES;
-                S::put_n(to, sum(0, head), head);
+                S::put_n(to, sources.sum(0, head), head);
                 e = head;
                 while e + S::LANES <= count {
-                    S::stream(to.add(e).cast(), sum(e, S::LANES));
+                    S::stream(to.add(e).cast(), sources.sum(e, S::LANES));
                     e += S::LANES;
                 }
             }
             while e + S::LANES <= count {
-                S::put(to.add(e), sum(e, S::LANES));
+                S::put(to.add(e), sources.sum(e, S::LANES));
                 e += S::LANES;
             }
             if e < count {
-                S::put_n(to.add(e), sum(e, count - e), count - e);
+                S::put_n(to.add(e), sources.sum(e, count - e), count - e);
             }
+        }
+    }
+}
+
+/// What a sum is taken of.
+struct Sources<S: Simd, T, const N: usize> {
+    from: [*const T; N],
+    coefficients: [S::V; N],
+    noise: S::V,
+    normals: Option<*const f32>,
+}
+
+impl<S: Simd, T: Element, const N: usize> Sources<S, T, N> {
+    /// The sum over `lanes` elements from `e` on.
+    #[inline(always)]
+    unsafe fn sum(&self, e: usize, lanes: usize) -> S::V {
+        // SAFETY: the caller's elements are inside every buffer.
+        unsafe {
+            let whole = lanes == S::LANES;
+            let mut sum = match self.normals {
+                Some(z) if whole => S::mul(self.noise, S::load(z.add(e))),
+                Some(z) => S::mul(self.noise, S::load_n(z.add(e), lanes)),
+                None => S::splat(0.0),
+            };
+            for j in 0..N {
+                let x = self.from[j].add(e);
+                let x = if whole { S::get(x) } else { S::get_n(x, lanes) };
+                sum = S::fma(self.coefficients[j], x, sum);
+            }
+            sum
         }
     }
 }

@@ -246,9 +246,9 @@ fn plan_cuda(op: Matmul, p: &MatmulParams, signature: &Signature, caps: &Caps, a
             || paired(signature, "residual", p.residual_j, [p.residual_b, p.residual_i]));
     let blocks =
         |bm: u32, bn: u32| u64::from(p.batch) * u64::from(p.m.div_ceil(bm)) * u64::from(p.n.div_ceil(bn));
-    // Large tiles reuse more, but only where there are enough of them to fill a device: of the
-    // architectures here the smallest common part has about 40 multiprocessors.
-    let large = blocks(128, 128) >= 40;
+    // Large tiles reuse more, but only where they are filled, and where there are enough of them for a
+    // device of 40 multiprocessors.
+    let large = p.m > 64 && p.n > 64 && blocks(128, 128) >= 40;
     let consts = Consts::new()
         .set("ACT", op.activation.tag())
         .set("A_ROWS_K", u32::from(a_rows_k))

@@ -3,6 +3,7 @@
 
 pub mod case;
 pub mod judge;
+pub mod kernels;
 pub mod probe;
 pub mod run;
 pub mod timing;

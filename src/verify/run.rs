@@ -147,21 +147,29 @@ pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<V
 }
 
 /// Every device that this machine offers to tests: the CPU with each of its instruction sets, and the
-/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`), and the first CUDA device.
+/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`), and the first CUDA device. `ADVECT_FACES=cpu,wgpu` leaves out all other faces.
 ///
 /// # Errors
 /// When the CPU's threads cannot be started.
 pub fn devices() -> Result<Vec<Device>> {
     let mut all = Vec::new();
-    for isa in Isa::available().into_iter().rev() {
-        all.push(Device::Cpu(Cpu::with(2, isa)?));
+    if chosen("cpu") {
+        for isa in Isa::available().into_iter().rev() {
+            all.push(Device::Cpu(Cpu::with(2, isa)?));
+        }
     }
     #[cfg(feature = "wgpu")]
-    all.extend(Device::wgpu(0));
+    if chosen("wgpu") {
+        all.extend(Device::wgpu(0));
+    }
     #[cfg(feature = "cuda")]
-    all.extend(Device::cuda(0));
+    if chosen("cuda") {
+        all.extend(Device::cuda(0));
+    }
     #[cfg(feature = "ptx-sim")]
-    all.extend(simulators()?);
+    if chosen("ptx-sim") {
+        all.extend(simulators()?);
+    }
     Ok(all)
 }
 
@@ -180,15 +188,20 @@ fn simulators() -> Result<Vec<Device>> {
     }
 }
 
-/// The faces that must have run, from `ADVECT_REQUIRE=cpu,wgpu`. The CPU always must.
+/// A list of faces in an environment variable: `cpu,wgpu`.
+fn faces(variable: &str) -> Option<Vec<String>> {
+    let listed = std::env::var(variable).ok()?;
+    Some(listed.split(',').map(|f| f.trim().to_owned()).filter(|f| !f.is_empty()).collect())
+}
+
+/// Whether a face is among those of `ADVECT_FACES`, which are all when it is not set.
+fn chosen(face: &str) -> bool {
+    faces("ADVECT_FACES").is_none_or(|all| all.iter().any(|f| f == face))
+}
+
+/// The faces that must have run, from `ADVECT_REQUIRE=cpu,wgpu`: the CPU when it is not set.
 pub fn required() -> Vec<String> {
-    let listed = std::env::var("ADVECT_REQUIRE").unwrap_or_default();
-    let mut faces: Vec<String> =
-        listed.split(',').map(|f| f.trim().to_owned()).filter(|f| !f.is_empty()).collect();
-    if !faces.iter().any(|f| f == "cpu") {
-        faces.push("cpu".into());
-    }
-    faces
+    faces("ADVECT_REQUIRE").unwrap_or_else(|| vec!["cpu".into()])
 }
 
 /// The whole cross-check of one op, as a test: every case on every device, plus `fuzz` random cases.

@@ -22,15 +22,20 @@ enum Chore {
     Setup,
     /// Set up, then format, lints, all tests on every device, docs, and the kernel compile matrix
     Test,
-    /// Compile every CUDA kernel for every architecture; print registers, shared memory and spills
-    Kernels,
+    /// Compile the CUDA kernels for every architecture; print registers, shared memory and spills
+    Kernels {
+        /// Every variant for every architecture: many minutes the first time. Without it each variant is
+        /// compiled for one, and each architecture gets every pair of constants, dtypes and operands
+        #[arg(long)]
+        all: bool,
+    },
 }
 
 fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Setup => setup::setup().map(|found| println!("{found}")),
         Chore::Test => test::test(),
-        Chore::Kernels => kernels::kernels(),
+        Chore::Kernels { all } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, all)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

@@ -17,6 +17,11 @@ pub(crate) fn target() -> PathBuf {
     std::env::var_os("CARGO_TARGET_DIR").map_or_else(|| root().join("target"), |dir| root().join(dir))
 }
 
+/// Where compiled kernels are kept: not in the user's cache, and gone after `cargo clean`.
+pub(crate) fn kernel_cache() -> PathBuf {
+    target().join("kernel-cache")
+}
+
 /// A cargo command in the checkout.
 pub(crate) fn cargo(words: &str) -> Command {
     let mut command = Command::new(std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into()));

@@ -9,10 +9,10 @@ use std::process::Command;
 
 /// The feature sets that must build, lint clean and test: both, each alone, none.
 const FEATURES: [(&str, &str); 4] = [
-    ("default features", ""),
-    ("no features", "--no-default-features"),
-    ("cuda alone", "--no-default-features --features cuda"),
-    ("wgpu alone", "--no-default-features --features wgpu"),
+    ("default features and the simulator", "--workspace --features advect/ptx-sim"),
+    ("no features", "--package advect --no-default-features"),
+    ("cuda alone", "--package advect --no-default-features --features cuda"),
+    ("wgpu alone", "--package advect --no-default-features --features wgpu"),
 ];
 
 /// Sets up and runs every step; stops at the first that fails.
@@ -26,48 +26,54 @@ pub(crate) fn test() -> Result<()> {
     let Some(found) = found else { return Ok(()) };
     steps.step("format", || run(&mut cargo("fmt --all --check")))?;
     for (name, flags) in FEATURES {
-        let scope = if flags.is_empty() { "--workspace" } else { "--package advect" };
-        steps.step(&format!("lints, {name}"), || {
+        steps.step(&format!("lints: {name}"), || {
             run(cargo("clippy --quiet --all-targets")
-                .args([scope].iter().flat_map(|s| s.split(' ')))
                 .args(flags.split_whitespace())
                 .args(["--", "-D", "warnings"]))
         })?;
     }
-    steps.step("tests, lavapipe", || {
-        run(&mut on(cargo("test --quiet --workspace"), &found, &found.lavapipe, "cpu,wgpu"))
+    // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
+    // tests again on lavapipe, which has f16 and wider subgroups.
+    let everything = "test --quiet --workspace --features advect/ptx-sim";
+    steps.step("tests: CPU, SwiftShader, PTX simulator", || {
+        let faces = "cpu,wgpu,ptx-sim";
+        run(&mut on(cargo(everything), &found, &found.swiftshader, faces))
     })?;
-    steps.step("tests, SwiftShader", || {
-        let mut command = cargo("test --quiet --package advect");
+    steps.step("tests: lavapipe", || {
+        let mut command = cargo(everything);
         for name in device_tests()? {
             command.args(["--test", &name]);
         }
-        run(&mut on(command, &found, &found.swiftshader, "cpu,wgpu"))
+        run(&mut on(command, &found, &found.lavapipe, "wgpu"))
     })?;
     for (name, flags) in &FEATURES[1..] {
-        let required = if flags.contains("wgpu") { "cpu,wgpu" } else { "cpu" };
-        steps.step(&format!("tests, {name}"), || {
-            let mut command =
-                cargo("test --quiet --package advect --lib --test contract --test harness --test resample");
+        let faces = if flags.contains("wgpu") { "cpu,wgpu" } else { "cpu" };
+        steps.step(&format!("tests: {name}"), || {
+            let mut command = cargo("test --quiet --lib --test contract --test harness --test resample");
             command.args(flags.split_whitespace());
-            run(&mut on(command, &found, &found.swiftshader, required))
+            if flags.ends_with("cuda") {
+                command.args(["--test", "cuda"]);
+            }
+            run(&mut on(command, &found, &found.swiftshader, faces))
         })?;
     }
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;
-    steps.step("kernel matrix", kernels::kernels)?;
+    steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
     steps.summary();
     Ok(())
 }
 
-/// A test command on one Vulkan driver, with the faces that must not be missing.
-fn on(mut command: Command, found: &Found, driver: &Path, required: &str) -> Command {
+/// A test command on one Vulkan driver and on these faces, of which none may be missing.
+fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Command {
     command
         .env("VK_ICD_FILENAMES", driver)
         .env("WGPU_BACKEND", "vulkan")
         .env("ADVECT_NVRTC", &found.nvrtc)
-        .env("ADVECT_REQUIRE", required);
+        .env("ADVECT_CACHE_DIR", step::kernel_cache())
+        .env("ADVECT_FACES", faces)
+        .env("ADVECT_REQUIRE", faces);
     command
 }
 

@@ -233,6 +233,9 @@ impl<'a> Decoder<'_, 'a> {
                 Op::Brx { targets, .. } => targets.iter().for_each(|t| leader[*t as usize] = true),
                 _ => {}
             }
+            if matches!(&inst.op, Op::Call(call) if cfg::is_indirect(call)) {
+                leader[i] = true;
+            }
             if cfg::ends_block(&inst.op) {
                 leader[i + 1] = true;
             }

@@ -156,6 +156,20 @@ impl Env<'_> {
                     group.parked = false;
                 }
             }
+            // Lanes that went on without waiting may stand at the same place.
+            let mut i = 0;
+            while i < frame.groups.len() {
+                let group = frame.groups[i];
+                let twin = frame.groups[..i]
+                    .iter_mut()
+                    .find(|g| g.pc == group.pc && !g.parked && !group.parked);
+                if let Some(twin) = twin {
+                    twin.mask |= group.mask;
+                    frame.groups.swap_remove(i);
+                } else {
+                    i += 1;
+                }
+            }
         }
         if let Some(clock) = &waiting.clock {
             for (mine, &joined) in warp.clock.iter_mut().zip(clock.iter()) {

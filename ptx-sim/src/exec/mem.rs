@@ -116,11 +116,12 @@ impl Env<'_> {
                 undef,
             };
             match element {
-                4 => {
+                4 if !(access.ty.signed() && matches!(d, Reg::W64(_))) => {
                     let part = std::array::from_fn(|l| word(&data[l], at));
                     warp.put32(d, &super::value::V32 { v: part, undef }, m);
                     continue;
                 }
+                4 => (0..LANES).for_each(|l| v.v[l] = u64::from(word(&data[l], at))),
                 8 => (0..LANES).for_each(|l| {
                     v.v[l] =
                         u64::from(word(&data[l], at)) | u64::from(word(&data[l], at + 4)) << 32;

@@ -45,6 +45,8 @@ pub(crate) struct LaunchCx<'l> {
     pub(crate) shared_end: u32,
     pub(crate) shared_cell: u32,
     pub(crate) global_cell: u32,
+    /// Local memory that a thread may use, in bytes.
+    pub(crate) local_limit: u32,
     pub(crate) step_limit: u64,
     pub(crate) max_findings: usize,
     pub(crate) schedule: crate::Schedule,

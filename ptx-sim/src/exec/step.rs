@@ -10,9 +10,8 @@ use crate::error::FindingKind;
 use crate::ir::*;
 use crate::memory::FUNCTION_WINDOW;
 
-/// Deepest nesting of calls, and most local memory of a thread.
+/// Deepest nesting of calls.
 const MAX_FRAMES: usize = 256;
-const MAX_LOCAL: u32 = 512 << 10;
 
 /// What an instruction does to the control flow.
 enum Flow {
@@ -116,6 +115,10 @@ impl Env<'_> {
                     let top = warp.frames.len() - 1;
                     let group = &mut warp.frames[top].groups[at];
                     group.pc = pc + 1;
+                    let order = function.order[pc as usize + 1];
+                    if order != u32::MAX {
+                        group.order = order;
+                    }
                     group.parked = m != 0;
                     // Lanes whose guard does not hold go on alone.
                     if m != mask {
@@ -709,26 +712,8 @@ impl Env<'_> {
                 }
                 // Lanes with other targets call again, after these have returned.
                 let same = m & mask_of(|l| v.v[l] == address);
-                if same != m {
-                    let top = warp.frames.len() - 1;
-                    let group = &mut warp.frames[top].groups[at];
-                    let order = group.order;
-                    *group = Group {
-                        pc,
-                        order,
-                        mask: mask & (m & !same),
-                        parked: false,
-                    };
-                    warp.frames[top].groups.push(Group {
-                        pc: pc + 1,
-                        order,
-                        mask: same | mask & !m,
-                        parked: false,
-                    });
-                    let at = warp.frames[top].groups.len() - 1;
-                    return self.enter(warp, call, index as u32, pc, same, at);
-                }
-                index as u32
+                self.regroup(warp, at, &[(pc, m & !same), (pc + 1, mask & !(m & !same))]);
+                return self.enter(warp, call, index as u32, same);
             }
             CallTarget::Printf => {
                 if let Some(&(offset, size)) = call.rets.first() {
@@ -749,27 +734,20 @@ impl Env<'_> {
                 return Flow::Next;
             }
         };
-        self.enter(warp, call, index, pc, m, at)
+        let top = warp.frames.len() - 1;
+        warp.frames[top].groups[at].pc = pc + 1;
+        self.enter(warp, call, index, m)
     }
 
-    /// Starts a function in the lanes of `m`; group `at` goes on behind the call afterwards.
-    fn enter(
-        &mut self,
-        warp: &mut Warp,
-        call: &Call,
-        index: u32,
-        pc: u32,
-        m: u32,
-        at: usize,
-    ) -> Flow {
+    /// Starts a function in the lanes of `m`; their group already stands behind the call.
+    fn enter(&mut self, warp: &mut Warp, call: &Call, index: u32, m: u32) -> Flow {
         let callee = &self.cx.functions[index as usize];
         let top = warp.frames.len() - 1;
-        let caller = &mut warp.frames[top];
-        caller.groups[at].pc = pc + 1;
+        let caller = &warp.frames[top];
         let from = caller.local;
         let frame_bytes = self.cx.functions[caller.function as usize].frame_bytes;
         let local = (from + frame_bytes).next_multiple_of(16);
-        if top + 1 >= MAX_FRAMES || local + callee.frame_bytes > MAX_LOCAL {
+        if top + 1 >= MAX_FRAMES || local + callee.frame_bytes > self.cx.local_limit {
             let name = &callee.name;
             self.record(
                 FindingKind::StackOverflow,

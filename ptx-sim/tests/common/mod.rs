@@ -109,3 +109,4 @@ pub fn noise(n: usize, seed: u64) -> Vec<f32> {
         })
         .collect()
 }
+pub mod lab;

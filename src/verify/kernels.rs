@@ -1,0 +1,305 @@
+//! Every kernel that the cases reach: planned, written out, and (CUDA) compiled, with no device at all.
+
+use super::{OpVisitor, Verified, each_op};
+use crate::dtype::Dtype;
+use crate::error::{Error, Result};
+use crate::op::{self, Caps, Language};
+use crate::source::{self, Variant};
+use crate::view::Memory;
+use std::collections::{HashMap, HashSet};
+use std::hash::{DefaultHasher, Hash, Hasher};
+
+/// A kernel variant on one device, as the first case that reaches it plans it.
+#[derive(Debug, Clone)]
+pub struct Kernel {
+    /// What it is compiled from.
+    pub variant: Variant,
+    /// The dtype of the case.
+    pub dtype: Dtype,
+    /// The name of the case.
+    pub case: String,
+    /// The device it was planned for.
+    pub device: String,
+    /// The language of that device.
+    pub language: Language,
+    /// The most dynamic shared memory (WGSL: workgroup memory) that a case plans for it, in bytes.
+    pub shared_bytes: u32,
+    write: fn(&Variant, Language) -> String,
+}
+
+impl Kernel {
+    /// Its complete source, as its compiler sees it.
+    pub fn source(&self) -> String {
+        (self.write)(&self.variant, self.language)
+    }
+
+    /// The operands that are given, for tables: `a b out`.
+    pub fn operands(&self) -> String {
+        let given = self.variant.signature.slots().iter().filter(|s| s.dtype.is_some());
+        given.map(|s| s.name).collect::<Vec<_>>().join(" ")
+    }
+
+    /// Its constants, for tables: `THREADS=256 DOWN=0`.
+    pub fn consts(&self) -> String {
+        let all = self.variant.consts.iter();
+        all.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
+    }
+}
+
+/// The kernels that the cases of every op (or of the one called `op`) reach on these devices: per device
+/// and variant one, in the order of ops, devices and cases.
+///
+/// # Errors
+/// [`Error::Argument`] when there is no such op; whatever is wrong with a case, except that a device cannot
+/// run it.
+pub fn reached(devices: &[Caps], op: Option<&str>) -> Result<Vec<Kernel>> {
+    let mut collect = Collect { devices, op, names: Vec::new(), kernels: Vec::new(), failure: None };
+    each_op(&mut collect);
+    match (collect.failure, op) {
+        (Some(error), _) => Err(error),
+        (None, Some(op)) if !collect.names.contains(&op) => {
+            Err(Error::argument("kernels", "op", format!("one of {}", collect.names.join(", ")), op))
+        }
+        _ => Ok(collect.kernels),
+    }
+}
+
+struct Collect<'a> {
+    devices: &'a [Caps],
+    op: Option<&'a str>,
+    names: Vec<&'static str>,
+    kernels: Vec<Kernel>,
+    failure: Option<Error>,
+}
+
+impl OpVisitor for Collect<'_> {
+    fn visit<T: Verified>(&mut self) {
+        self.names.push(T::NAME);
+        if self.op.is_none_or(|op| op == T::NAME)
+            && let Err(error) = self.collect::<T>()
+        {
+            self.failure.get_or_insert(error);
+        }
+    }
+}
+
+/// Memory without bytes: planning needs only where things are.
+struct Nowhere(u64);
+
+impl Memory for Nowhere {
+    fn byte_len(&self) -> u64 {
+        1 << 40
+    }
+    fn place(&self) -> (u64, u64) {
+        (self.0, 0)
+    }
+}
+
+impl Collect<'_> {
+    fn collect<T: Verified>(&mut self) -> Result<()> {
+        let mut calls = Vec::new();
+        for dtype in Dtype::ALL {
+            for case in T::cases(dtype) {
+                let mut space = 0;
+                // Each input is a space of its own, so that none overlaps the output.
+                let args = T::map(
+                    case.args,
+                    |_, v| {
+                        space += 1;
+                        v.try_map(|_| Ok(Nowhere(space)))
+                    },
+                    |name, v| v.try_map(|()| Ok(Nowhere(1000 + name.len() as u64))),
+                )?;
+                let (params, signature) = op::prepare(&case.op, &args)?;
+                calls.push((dtype, case.name, case.op, params, signature));
+            }
+        }
+        for caps in self.devices {
+            let mut known: HashMap<Variant, usize> = HashMap::new();
+            for (dtype, case, op, params, signature) in &calls {
+                let plan = match op.plan(params, signature, caps) {
+                    Err(Error::Unsupported { .. } | Error::Limit { .. }) => continue,
+                    plan => plan?,
+                };
+                let variant = Variant::new::<T>(&plan, signature.clone());
+                let at = *known.entry(variant).or_insert_with_key(|variant| {
+                    self.kernels.push(Kernel {
+                        variant: variant.clone(),
+                        dtype: *dtype,
+                        case: case.clone(),
+                        device: caps.name.clone(),
+                        language: caps.language,
+                        shared_bytes: 0,
+                        write: |v, language| source::source::<T>(&v.signature, &v.consts, language),
+                    });
+                    self.kernels.len() - 1
+                });
+                let kernel = &mut self.kernels[at];
+                kernel.shared_bytes = kernel.shared_bytes.max(plan.shared_bytes);
+            }
+        }
+        Ok(())
+    }
+}
+
+/// Leaves out kernels that hardly differ from others: each variant stays on one of its devices, in turn,
+/// and each device keeps enough that any two properties (constants, dtype, operands given) that its kernels
+/// combine are still combined.
+#[must_use]
+pub fn cover(kernels: Vec<Kernel>) -> Vec<Kernel> {
+    let pairs: Vec<HashSet<u64>> = kernels.iter().map(pairs_of).collect();
+    let mut by_variant: HashMap<&Variant, Vec<usize>> = HashMap::new();
+    let mut by_device: Vec<(&str, Vec<usize>)> = Vec::new();
+    let mut kept = vec![false; kernels.len()];
+    for (i, kernel) in kernels.iter().enumerate() {
+        by_variant.entry(&kernel.variant).or_default().push(i);
+        match by_device.iter_mut().find(|(device, _)| *device == kernel.device) {
+            Some((_, all)) => all.push(i),
+            None => by_device.push((&kernel.device, vec![i])),
+        }
+    }
+    for (turn, of) in kernels.iter().filter_map(|k| by_variant.remove(&k.variant)).enumerate() {
+        kept[of[turn % of.len()]] = true;
+    }
+    for (_, all) in by_device {
+        let mut missing: HashSet<u64> = all.iter().flat_map(|&i| &pairs[i]).copied().collect();
+        let mut next = all.iter().copied().filter(|&i| kept[i]).collect::<Vec<_>>();
+        loop {
+            for &i in &next {
+                kept[i] = true;
+                missing.retain(|pair| !pairs[i].contains(pair));
+            }
+            if missing.is_empty() {
+                break;
+            }
+            let gain = |i: &usize| pairs[*i].intersection(&missing).count();
+            // The first of the best, so that the choice is the same every time.
+            next = all.iter().rev().copied().max_by_key(gain).into_iter().collect();
+        }
+    }
+    kernels.into_iter().zip(kept).filter_map(|(kernel, kept)| kept.then_some(kernel)).collect()
+}
+
+/// Every two properties of a kernel, hashed together with the op and the entry point.
+fn pairs_of(kernel: &Kernel) -> HashSet<u64> {
+    let hash = |value: &dyn Fn(&mut DefaultHasher)| {
+        let mut hasher = DefaultHasher::new();
+        value(&mut hasher);
+        hasher.finish()
+    };
+    let Variant { op, entry, signature, consts } = &kernel.variant;
+    let operands = signature.slots().iter().map(|slot| hash(&|h| (slot.name, slot.dtype).hash(h)));
+    let constants = consts.iter().map(|constant| hash(&|h| constant.hash(h)));
+    let dtype = std::iter::once(hash(&|h| kernel.dtype.hash(h)));
+    let properties: Vec<u64> = operands.chain(constants).chain(dtype).collect();
+    let mut pairs = HashSet::new();
+    for (i, a) in properties.iter().enumerate() {
+        for b in &properties[i..] {
+            pairs.insert(hash(&|h| (op, entry, a, b).hash(h)));
+        }
+    }
+    pairs
+}
+
+#[cfg(feature = "cuda")]
+pub use compile::{Compiled, compile};
+
+#[cfg(feature = "cuda")]
+mod compile {
+    use super::Kernel;
+    use crate::error::{Error, Result};
+    use crate::op::Language;
+    use crate::target::cuda::Compiler;
+    use crate::target::cuda::nvrtc::{Artifact, Output, Usage, architecture};
+    use rayon::prelude::*;
+
+    /// A compiled kernel.
+    #[derive(Debug, Clone)]
+    pub struct Compiled {
+        /// CUBIN or PTX, and the compiler's log.
+        pub artifact: Artifact,
+        /// What it uses; `None` for PTX.
+        pub usage: Option<Usage>,
+    }
+
+    /// Compiles CUDA kernels on all cores, in order; `done` is called after each.
+    ///
+    /// The inner errors are [`Error::Compile`], and [`Error::Unsupported`] for a kernel that is not CUDA.
+    pub fn compile(
+        compiler: &Compiler,
+        kernels: &[Kernel],
+        output: Output,
+        done: impl Fn() + Sync,
+    ) -> Vec<Result<Compiled>> {
+        let one = |kernel: &Kernel| {
+            let Language::Cuda { arch } = kernel.language else {
+                return Err(Error::Unsupported {
+                    op: kernel.variant.op,
+                    what: "a WGSL kernel".into(),
+                    target: "NVRTC".into(),
+                    instead: "compile it with wgpu".into(),
+                });
+            };
+            let arch = architecture(arch);
+            let artifact = compiler.compile(kernel.variant.op, &kernel.source(), &arch, output)?;
+            let usage = Usage::parse(&artifact.log, kernel.variant.entry);
+            if output == Output::Cubin && usage.is_none() {
+                return Err(Error::Compile {
+                    op: kernel.variant.op,
+                    language: "CUDA",
+                    target: format!("sm_{arch}"),
+                    log: format!(
+                        "no resource usage of `{}` in the log:\n{}",
+                        kernel.variant.entry, artifact.log
+                    ),
+                });
+            }
+            Ok(Compiled { artifact, usage })
+        };
+        // Long compilations come in runs; single items keep the cores evenly busy to the end.
+        kernels
+            .par_iter()
+            .with_max_len(1)
+            .map(|kernel| {
+                let result = one(kernel);
+                done();
+                result
+            })
+            .collect()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::target::presets;
+
+    #[test]
+    fn every_device_reaches_kernels_and_each_once() {
+        let all = reached(&presets::cuda(), None).unwrap();
+        for caps in presets::cuda() {
+            let here: Vec<_> = all.iter().filter(|k| k.device == caps.name).collect();
+            let unique: HashSet<_> = here.iter().map(|k| &k.variant).collect();
+            assert!(here.len() > 10 && here.len() == unique.len(), "{}: {}", caps.name, here.len());
+            assert!(here.iter().all(|k| k.shared_bytes <= caps.shared_bytes));
+        }
+        let one = reached(&presets::wgsl(), Some("resample")).unwrap();
+        assert!(one.iter().all(|k| k.variant.op == "resample" && k.source().contains("@compute")));
+        let error = reached(&presets::cuda(), Some("sort")).unwrap_err();
+        assert!(error.to_string().contains("resample"), "{error}");
+    }
+
+    #[test]
+    fn a_cover_keeps_every_variant_and_every_pair() {
+        let all = reached(&presets::cuda(), None).unwrap();
+        let some = cover(all.clone());
+        assert!(some.len() < all.len());
+        let variants = |of: &[Kernel]| of.iter().map(|k| k.variant.clone()).collect::<HashSet<_>>();
+        assert_eq!(variants(&all), variants(&some));
+        let pairs = |of: &[Kernel]| {
+            let of_one = |k: &Kernel| pairs_of(k).into_iter().map(|pair| (k.device.clone(), pair)).collect();
+            of.iter().flat_map(|k| -> Vec<_> { of_one(k) }).collect::<HashSet<_>>()
+        };
+        assert_eq!(pairs(&all), pairs(&some));
+    }
+}
