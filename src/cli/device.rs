@@ -1,7 +1,7 @@
 //! `--device`: which device a command runs on.
 
 use advect::Device;
-use anyhow::{Result, bail};
+use anyhow::Result;
 use std::str::FromStr;
 
 /// A device as named on the command line.
@@ -37,7 +37,7 @@ impl Choice {
     /// Opens the device; `threads` (0: one a core) is for the CPU.
     pub(crate) fn open(self, threads: usize) -> Result<Device> {
         let device = match self {
-            Self::Auto => match cuda(0).ok().or_else(hardware_adapter) {
+            Self::Auto => match nvidia_gpu().or_else(hardware_adapter) {
                 Some(device) => device,
                 None => Device::cpu(threads)?,
             },
@@ -56,11 +56,33 @@ fn wgpu(index: usize) -> Result<Device> {
 
 #[cfg(not(feature = "wgpu"))]
 fn wgpu(_: usize) -> Result<Device> {
-    bail!("this advect was built without wgpu; build it with `--features wgpu`, or use --device cpu")
+    anyhow::bail!("this advect was built without wgpu; build it with `--features wgpu`, or use --device cpu")
 }
 
+#[cfg(feature = "cuda")]
+fn cuda(ordinal: usize) -> Result<Device> {
+    Ok(Device::cuda(ordinal)?)
+}
+
+#[cfg(not(feature = "cuda"))]
 fn cuda(_: usize) -> Result<Device> {
-    bail!("this advect was built without cuda; build it with `--features cuda`, or use --device cpu")
+    anyhow::bail!("this advect was built without cuda; build it with `--features cuda`, or use --device cpu")
+}
+
+/// The first NVIDIA GPU. One that is there and cannot be used is worth a word.
+#[cfg(feature = "cuda")]
+fn nvidia_gpu() -> Option<Device> {
+    let there = advect::target::cuda::count().is_ok_and(|n| n > 0);
+    let device = Device::cuda(0);
+    if let Some(error) = device.as_ref().err().filter(|_| there) {
+        eprintln!("note: the NVIDIA GPU is not used: {error}");
+    }
+    device.ok()
+}
+
+#[cfg(not(feature = "cuda"))]
+fn nvidia_gpu() -> Option<Device> {
+    None
 }
 
 /// The first adapter that is not a CPU in disguise.
@@ -77,4 +99,21 @@ fn hardware_adapter() -> Option<Device> {
 #[cfg(not(feature = "wgpu"))]
 fn hardware_adapter() -> Option<Device> {
     None
+}
+
+#[cfg(test)]
+mod tests {
+    use super::Choice;
+
+    #[test]
+    fn names() {
+        let parsed = |s: &str| s.parse::<Choice>().ok();
+        assert_eq!(parsed("auto"), Some(Choice::Auto));
+        assert_eq!(parsed("cpu"), Some(Choice::Cpu));
+        assert_eq!(parsed("wgpu"), Some(Choice::Wgpu(0)));
+        assert_eq!(parsed("cuda:3"), Some(Choice::Cuda(3)));
+        for wrong in ["", "gpu", "cpu:0", "wgpu:", "wgpu:-1", "cuda:x", "auto:1"] {
+            assert_eq!(parsed(wrong), None, "{wrong}");
+        }
+    }
 }

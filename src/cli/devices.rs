@@ -11,6 +11,7 @@ pub(crate) fn run() -> Result<ExitCode> {
     let threads = advect::Cpu::new()?.threads();
     writeln!(out, "cpu      {threads} threads; instruction sets, the first is used: {}", sets.join(", "))?;
     wgpu(&mut out)?;
+    cuda(&mut out)?;
     Ok(ExitCode::SUCCESS)
 }
 
@@ -55,4 +56,43 @@ fn wgpu(out: &mut impl Write) -> Result<()> {
 #[cfg(not(feature = "wgpu"))]
 fn wgpu(out: &mut impl Write) -> Result<()> {
     Ok(writeln!(out, "wgpu     built without; build with `--features wgpu`")?)
+}
+
+#[cfg(feature = "cuda")]
+fn cuda(out: &mut impl Write) -> Result<()> {
+    use advect::target::cuda::{Compiler, Cuda, count};
+    match Compiler::new() {
+        Ok(compiler) => {
+            let (major, minor) = compiler.nvrtc().version();
+            writeln!(out, "nvrtc    {major}.{minor}, which compiles the CUDA kernels")?;
+        }
+        Err(why) => writeln!(out, "nvrtc    {why}")?,
+    }
+    match count() {
+        Ok(0) => writeln!(out, "cuda     no NVIDIA GPU")?,
+        Err(why) => writeln!(out, "cuda     {why}")?,
+        Ok(n) => {
+            for ordinal in 0..n {
+                match Cuda::new(ordinal) {
+                    Err(why) => writeln!(out, "cuda:{ordinal:<3} {why}")?,
+                    Ok(cuda) => {
+                        let caps = cuda.caps();
+                        writeln!(out, "cuda:{ordinal:<3} {}", caps.name)?;
+                        writeln!(
+                            out,
+                            "         block {} threads, {} KiB of shared memory",
+                            caps.max_threads,
+                            caps.shared_bytes >> 10
+                        )?;
+                    }
+                }
+            }
+        }
+    }
+    Ok(())
+}
+
+#[cfg(not(feature = "cuda"))]
+fn cuda(out: &mut impl Write) -> Result<()> {
+    Ok(writeln!(out, "cuda     built without; build with `--features cuda`")?)
 }
