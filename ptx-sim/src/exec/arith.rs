@@ -144,6 +144,7 @@ fn u24(v: u32) -> i64 {
 }
 
 impl Env<'_> {
+    #[inline(always)]
     pub(crate) fn int(
         &mut self,
         warp: &mut Warp,
@@ -176,6 +177,7 @@ impl Env<'_> {
         }
     }
 
+    #[inline(always)]
     fn int32(&mut self, warp: &mut Warp, op: IntOp, ty: Ty, d: Reg, src: [&Src; 3], m: u32) {
         let signed = ty.signed();
         let a = self.src32(warp, src[0]);
@@ -381,6 +383,7 @@ impl Env<'_> {
         warp.put32(d, &map1(&v, zx16), m);
     }
 
+    #[inline(always)]
     fn int64(&mut self, warp: &mut Warp, op: IntOp, signed: bool, d: Reg, src: [&Src; 3], m: u32) {
         let a = self.src64(warp, src[0]);
         let b = self.src64(warp, src[1]);
@@ -462,6 +465,7 @@ impl Env<'_> {
         warp.put64(d, &v, m);
     }
 
+    #[inline(always)]
     fn wide(&mut self, warp: &mut Warp, op: IntOp, ty: Ty, d: Reg, src: [&Src; 3], m: u32) {
         let (a, b) = (self.src32(warp, src[0]), self.src32(warp, src[1]));
         let mut v = V64 {
@@ -558,6 +562,7 @@ impl Env<'_> {
         warp.put64(d, &v, m);
     }
 
+    #[inline(always)]
     pub(crate) fn float(
         &mut self,
         warp: &mut Warp,
@@ -626,6 +631,7 @@ impl Env<'_> {
         }
     }
 
+    #[inline(always)]
     fn float32(
         &mut self,
         warp: &mut Warp,
