@@ -248,6 +248,8 @@ impl Env<'_> {
             IntOp::Min => map2(&a, &b, |a, b| a.min(b)),
             IntOp::Max if signed => map2(&a, &b, |a, b| (a as i32).max(b as i32) as u32),
             IntOp::Max => map2(&a, &b, |a, b| a.max(b)),
+            IntOp::MinRelu => two(|a, b| (a as i32).min(b as i32).max(0) as u32),
+            IntOp::MaxRelu => two(|a, b| (a as i32).max(b as i32).max(0) as u32),
             IntOp::Min16x2 if signed => {
                 two(|a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)) as u32))
             }

@@ -825,8 +825,14 @@ impl Env<'_> {
     ) -> Option<(usize, u64)> {
         let mut found = None;
         for i in [0, bytes - 1] {
-            let (index, at) =
-                self.locate(warp, lane, address + u64::from(i), 1, hint, Kind::Read)?;
+            let (index, at) = self.locate(
+                warp,
+                lane,
+                address.wrapping_add(u64::from(i)),
+                1,
+                hint,
+                Kind::Read,
+            )?;
             if found.is_some_and(|(first, _)| first != index) {
                 return None;
             }
