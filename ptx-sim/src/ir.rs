@@ -234,6 +234,8 @@ pub(crate) enum IntOp {
     Dp4a(bool, bool),
     /// Signedness of a and of b, and whether the high pair of b is used.
     Dp2a(bool, bool, bool),
+    MinRelu,
+    MaxRelu,
     Min16x2,
     Max16x2,
     Add16x2,

@@ -109,7 +109,16 @@ pub(crate) fn lex(text: &str) -> Result<Vec<Token<'_>>> {
                     .ok_or_else(|| error(line, format!("bad number `{}`", &text[start..i])))?
             }
             c if is_word_start(c) => {
-                i = word_end(s, i);
+                // Directives may stand without a space between: `.reg.b32`.
+                i = if c == b'.' {
+                    i + 1
+                        + s[i + 1..]
+                            .iter()
+                            .take_while(|&&c| is_word(c) && c != b'.')
+                            .count()
+                } else {
+                    word_end(s, i)
+                };
                 Tok::Word(&text[start..i])
             }
             c if c.is_ascii_punctuation() => {

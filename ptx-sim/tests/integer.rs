@@ -92,6 +92,19 @@ fn saturating_and_one_operand() {
     exact("sub.sat.s32", 32, &[32, 32], &[I32, I32], |v| {
         clamp(s(v[0]) - s(v[1]))
     });
+    exact("max.s32.relu", 32, &[32; 2], &[I32, I32], |v| {
+        s(v[0]).max(s(v[1])).max(0) as u64
+    });
+    exact("min.s32.relu", 32, &[32; 2], &[I32, I32], |v| {
+        s(v[0]).min(s(v[1])).max(0) as u64
+    });
+    exact(
+        "{.reg.b32 t; mov.b32 t, $1; mov.b32 $d, t; }",
+        32,
+        &[32],
+        &[I32],
+        |v| v[0],
+    );
     for (name, bits, signed) in TYPES {
         let val = move |v: &[u64]| value(v[0], bits, signed);
         if signed {

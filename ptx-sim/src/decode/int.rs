@@ -167,10 +167,21 @@ impl Ins<'_, '_, '_> {
                 )
             }
             "min" | "max" => {
-                if self.has("relu") {
-                    return self.unsupported("integer .relu");
-                }
+                let relu = self.has("relu");
                 let ty = self.int_ty(&[U16, S16, U32, S32, U64, S64, U16x2, S16x2])?;
+                if relu && ty != S32 {
+                    return self.unsupported(".relu of this type");
+                }
+                if relu {
+                    return self.int2(
+                        if base == "min" {
+                            IntOp::MinRelu
+                        } else {
+                            IntOp::MaxRelu
+                        },
+                        ty,
+                    );
+                }
                 let packed = matches!(ty, U16x2 | S16x2);
                 self.int2(
                     match (base, packed) {

@@ -144,6 +144,7 @@ fn u24(v: u32) -> i64 {
 }
 
 impl Env<'_> {
+    #[inline(always)]
     pub(crate) fn int(
         &mut self,
         warp: &mut Warp,
@@ -176,6 +177,7 @@ impl Env<'_> {
         }
     }
 
+    #[inline(always)]
     fn int32(&mut self, warp: &mut Warp, op: IntOp, ty: Ty, d: Reg, src: [&Src; 3], m: u32) {
         let signed = ty.signed();
         let a = self.src32(warp, src[0]);
@@ -246,6 +248,8 @@ impl Env<'_> {
             IntOp::Min => map2(&a, &b, |a, b| a.min(b)),
             IntOp::Max if signed => map2(&a, &b, |a, b| (a as i32).max(b as i32) as u32),
             IntOp::Max => map2(&a, &b, |a, b| a.max(b)),
+            IntOp::MinRelu => two(|a, b| (a as i32).min(b as i32).max(0) as u32),
+            IntOp::MaxRelu => two(|a, b| (a as i32).max(b as i32).max(0) as u32),
             IntOp::Min16x2 if signed => {
                 two(|a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)) as u32))
             }
@@ -381,6 +385,7 @@ impl Env<'_> {
         warp.put32(d, &map1(&v, zx16), m);
     }
 
+    #[inline(always)]
     fn int64(&mut self, warp: &mut Warp, op: IntOp, signed: bool, d: Reg, src: [&Src; 3], m: u32) {
         let a = self.src64(warp, src[0]);
         let b = self.src64(warp, src[1]);
@@ -462,6 +467,7 @@ impl Env<'_> {
         warp.put64(d, &v, m);
     }
 
+    #[inline(always)]
     fn wide(&mut self, warp: &mut Warp, op: IntOp, ty: Ty, d: Reg, src: [&Src; 3], m: u32) {
         let (a, b) = (self.src32(warp, src[0]), self.src32(warp, src[1]));
         let mut v = V64 {
@@ -558,6 +564,7 @@ impl Env<'_> {
         warp.put64(d, &v, m);
     }
 
+    #[inline(always)]
     pub(crate) fn float(
         &mut self,
         warp: &mut Warp,
@@ -626,6 +633,7 @@ impl Env<'_> {
         }
     }
 
+    #[inline(always)]
     fn float32(
         &mut self,
         warp: &mut Warp,

@@ -15,6 +15,7 @@ impl Warp {
     /// Everything up to here is ordered before what follows in this warp.
     pub(crate) fn next_interval(&mut self) {
         self.interval = (self.interval + 1).min(LAST_INTERVAL);
+        self.clock[self.id as usize] = self.interval - 1;
     }
 }
 

@@ -57,6 +57,8 @@ pub(crate) struct Env<'l> {
     pub(crate) function: u32,
     pub(crate) pc: u32,
     pub(crate) released: Vec<Waiting>,
+    /// Whether the host has AVX2 and FMA.
+    pub(crate) has_avx2: bool,
 }
 
 /// Why a warp stopped running.
@@ -110,6 +112,17 @@ impl Rng {
     }
 }
 
+#[cfg(target_arch = "x86_64")]
+fn has_avx2() -> bool {
+    use std::arch::is_x86_feature_detected as has;
+    has!("avx2") && has!("fma") && has!("bmi1") && has!("bmi2") && has!("lzcnt") && has!("popcnt")
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn has_avx2() -> bool {
+    false
+}
+
 /// Runs blocks one after another on one host thread, and keeps the memory between them.
 pub(crate) struct Worker<'l> {
     pub(crate) env: Env<'l>,
@@ -149,6 +162,7 @@ impl<'l> Worker<'l> {
             function: cx.kernel,
             pc: 0,
             released: Vec::new(),
+            has_avx2: has_avx2(),
         };
         Self { env, warps }
     }

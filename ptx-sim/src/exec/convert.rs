@@ -108,6 +108,7 @@ fn convert(to: Ty, from: Ty, mode: CvtMode, bits: u64) -> u64 {
 }
 
 impl Env<'_> {
+    #[inline(always)]
     pub(crate) fn cvt(
         &mut self,
         warp: &mut Warp,
@@ -221,6 +222,7 @@ impl Env<'_> {
         warp.put64(d, &v, m);
     }
 
+    #[inline(always)]
     pub(crate) fn cvt_pair(
         &mut self,
         warp: &mut Warp,

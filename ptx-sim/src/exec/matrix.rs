@@ -12,7 +12,7 @@
 
 use super::block::Env;
 use super::fp;
-use super::mem::{Data, MAX_ACCESS};
+use super::mem::{Data, holds, take_bytes};
 use super::shared::{Flaw, WRITTEN};
 use super::value::{LANES, Lanes, V32, V64};
 use super::warp::Warp;
@@ -79,6 +79,7 @@ impl Env<'_> {
         }
     }
 
+    #[inline(always)]
     pub(crate) fn mma(&mut self, warp: &mut Warp, mma: &Mma, mask: u32) {
         self.whole_warp(warp, mask);
         let (m, n, k) = (usize::from(mma.m), usize::from(mma.n), usize::from(mma.k));
@@ -273,13 +274,11 @@ impl Env<'_> {
         // Only the lanes that give a row need an address.
         let used = m & (((1u64 << rows) - 1) as u32);
         let addresses = self.addresses(warp, addr, Space::Shared, used);
-        let mut data: Data = [[0xff; MAX_ACCESS]; LANES];
+        let mut data: Data = [[!0; LANES]; 8];
         self.read(warp, Space::Shared, &addresses, 16, used, &mut data);
         for (j, &d) in d.iter().enumerate() {
-            let element = |row: usize, col: usize| {
-                let bytes = &data[j * 8 + row];
-                u32::from(u16::from_le_bytes([bytes[col * 2], bytes[col * 2 + 1]]))
-            };
+            let element =
+                |row: usize, col: usize| data[col / 2][j * 8 + row] >> (16 * (col % 2)) & 0xffff;
             let v = std::array::from_fn(|lane| {
                 let (g, t) = (lane / 4, lane % 4 * 2);
                 if trans {
@@ -305,7 +304,7 @@ impl Env<'_> {
         let rows = usize::from(count) * 8;
         let used = m & (((1u64 << rows) - 1) as u32);
         let addresses = self.addresses(warp, addr, Space::Shared, used);
-        let mut data: Data = [[0; MAX_ACCESS]; LANES];
+        let mut data: Data = [[0; LANES]; 8];
         let mut undef = 0;
         for (j, src) in a.iter().enumerate() {
             let v = self.src32(warp, src);
@@ -314,8 +313,8 @@ impl Env<'_> {
                 let (g, t) = (lane / 4, lane % 4 * 2);
                 for s in 0..2 {
                     let (row, col) = if trans { (t + s, g) } else { (g, t + s) };
-                    let half = (v.v[lane] >> (16 * s)) as u16;
-                    data[j * 8 + row][col * 2..col * 2 + 2].copy_from_slice(&half.to_le_bytes());
+                    let half = v.v[lane] >> (16 * s) & 0xffff;
+                    data[col / 2][j * 8 + row] |= half << (16 * (col % 2));
                 }
             }
         }
@@ -329,7 +328,7 @@ impl Env<'_> {
                 self.shared.check_write(at, 16)
             };
             if flaw.is_none() {
-                let same = self.shared.data[at as usize..at as usize + 16] == data[l][..16];
+                let same = holds(&data, l, &self.shared.data[at as usize..at as usize + 16]);
                 flaw = self.shared.write(warp, l, at, 16, false, same);
             }
             if !at.is_multiple_of(16) {
@@ -344,7 +343,11 @@ impl Env<'_> {
                     continue;
                 }
             }
-            self.shared.data[at as usize..at as usize + 16].copy_from_slice(&data[l][..16]);
+            take_bytes(
+                &data,
+                l,
+                &mut self.shared.data[at as usize..at as usize + 16],
+            );
             self.shared.mark(at, 16, WRITTEN);
         }
     }

@@ -6,18 +6,54 @@ use super::block::Env;
 use super::fp;
 use super::global::Who;
 use super::shared::{Flaw, PENDING, UNWRITTEN, WRITTEN};
-use super::value::{LANES, Lanes, V64};
+use super::value::{LANES, Lanes, V32, V64};
 use super::warp::{Copy, Warp};
 use crate::counters::{Banks, Traffic};
 use crate::error::FindingKind;
 use crate::ir::*;
 use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE};
 
-/// The most bytes a lane moves at once.
-pub(crate) const MAX_ACCESS: usize = 32;
+/// What each lane moves, as up to eight 32-bit words, lowest address first: `data[word][lane]`.
+pub(crate) type Data = [[u32; LANES]; 8];
 
-/// What each lane moves: its bytes, lowest address first.
-pub(crate) type Data = [[u8; MAX_ACCESS]; LANES];
+/// Bytes of memory into a lane's words.
+#[inline(always)]
+fn put_bytes(data: &mut Data, lane: usize, bytes: &[u8]) {
+    let (words, rest) = bytes.as_chunks::<4>();
+    for (i, word) in words.iter().enumerate() {
+        data[i][lane] = u32::from_le_bytes(*word);
+    }
+    if !rest.is_empty() {
+        data[words.len()][lane] = rest.iter().rev().fold(0, |v, &b| v << 8 | u32::from(b));
+    }
+}
+
+/// A lane's words into bytes of memory.
+#[inline(always)]
+pub(crate) fn take_bytes(data: &Data, lane: usize, bytes: &mut [u8]) {
+    let (words, rest) = bytes.as_chunks_mut::<4>();
+    let n = words.len();
+    for (i, word) in words.iter_mut().enumerate() {
+        *word = data[i][lane].to_le_bytes();
+    }
+    for (i, byte) in rest.iter_mut().enumerate() {
+        *byte = (data[n][lane] >> (8 * i)) as u8;
+    }
+}
+
+/// Whether memory holds a lane's words already.
+#[inline(always)]
+pub(crate) fn holds(data: &Data, lane: usize, bytes: &[u8]) -> bool {
+    let (words, rest) = bytes.as_chunks::<4>();
+    words
+        .iter()
+        .enumerate()
+        .all(|(i, w)| data[i][lane] == u32::from_le_bytes(*w))
+        && rest
+            .iter()
+            .enumerate()
+            .all(|(i, b)| (data[words.len()][lane] >> (8 * i)) as u8 == *b)
+}
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
@@ -98,7 +134,7 @@ impl Env<'_> {
         let element = access.ty.bytes() as usize;
         let bytes = element * dst.len();
         let addresses = self.addresses(warp, &access.addr, access.space, m);
-        let mut data: Data = [[0xff; MAX_ACCESS]; LANES];
+        let mut data: Data = [[!0; LANES]; 8];
         let mut undef = 0;
         self.by_space(
             warp,
@@ -115,21 +151,20 @@ impl Env<'_> {
                 v: [0; LANES],
                 undef,
             };
+            let shift = at % 4 * 8;
             match element {
                 4 if !(access.ty.signed() && matches!(d, Reg::W64(_))) => {
-                    let part = std::array::from_fn(|l| word(&data[l], at));
-                    warp.put32(d, &super::value::V32 { v: part, undef }, m);
+                    warp.put32(d, &V32 { v: data[i], undef }, m);
                     continue;
                 }
-                4 => (0..LANES).for_each(|l| v.v[l] = u64::from(word(&data[l], at))),
-                8 => (0..LANES).for_each(|l| {
-                    v.v[l] =
-                        u64::from(word(&data[l], at)) | u64::from(word(&data[l], at + 4)) << 32;
-                }),
-                2 => (0..LANES).for_each(|l| {
-                    v.v[l] = u64::from(u16::from_le_bytes([data[l][at], data[l][at + 1]]))
-                }),
-                _ => (0..LANES).for_each(|l| v.v[l] = u64::from(data[l][at])),
+                8 => {
+                    (0..LANES).for_each(|l| {
+                        v.v[l] = u64::from(data[2 * i][l]) | u64::from(data[2 * i + 1][l]) << 32
+                    });
+                }
+                4 => (0..LANES).for_each(|l| v.v[l] = u64::from(data[i][l])),
+                2 => (0..LANES).for_each(|l| v.v[l] = u64::from(data[at / 4][l] >> shift & 0xffff)),
+                _ => (0..LANES).for_each(|l| v.v[l] = u64::from(data[at / 4][l] >> shift & 0xff)),
             }
             if access.ty.signed() {
                 let shift = 64 - access.ty.bits();
@@ -141,22 +176,26 @@ impl Env<'_> {
 
     pub(crate) fn store(&mut self, warp: &mut Warp, access: &Access, src: &[Src], m: u32) {
         let element = access.ty.bytes() as usize;
-        let mut data: Data = [[0; MAX_ACCESS]; LANES];
+        let mut data: Data = [[0; LANES]; 8];
         let mut undef = 0;
         for (i, s) in src.iter().enumerate() {
             let at = i * element;
             if element == 4 {
                 let v = self.src32(warp, s);
                 undef |= v.undef;
-                for l in 0..LANES {
-                    data[l][at..at + 4].copy_from_slice(&v.v[l].to_le_bytes());
-                }
+                data[i] = v.v;
                 continue;
             }
             let v = self.src64(warp, s);
             undef |= v.undef;
             for l in 0..LANES {
-                data[l][at..at + element].copy_from_slice(&v.v[l].to_le_bytes()[..element]);
+                if element == 8 {
+                    data[2 * i][l] = v.v[l] as u32;
+                    data[2 * i + 1][l] = (v.v[l] >> 32) as u32;
+                } else {
+                    let part = v.v[l] as u32 & ((1 << (8 * element)) - 1);
+                    data[at / 4][l] |= part << (at % 4 * 8);
+                }
             }
         }
         undef &= m;
@@ -204,7 +243,7 @@ impl Env<'_> {
                             },
                         );
                     } else {
-                        data[l][..n].copy_from_slice(&params[at..at + n]);
+                        put_bytes(data, l, &params[at..at + n]);
                     }
                 }
                 0
@@ -214,7 +253,7 @@ impl Env<'_> {
                 self.counters.local_bytes += u64::from(bytes * m.count_ones());
                 for l in Lanes(m) {
                     if let Some(at) = self.local(warp, l, addresses[l], bytes) {
-                        data[l][..n].copy_from_slice(&warp.local[at..at + n]);
+                        put_bytes(data, l, &warp.local[at..at + n]);
                         if warp.local_state[at..at + n].iter().any(|&s| s != WRITTEN) {
                             undef |= 1 << l;
                         }
@@ -224,24 +263,11 @@ impl Env<'_> {
             }
             Space::Shared => {
                 count_banks(&mut self.counters.shared_load, addresses, bytes, m);
-                for l in Lanes(m) {
-                    let at = addresses[l];
-                    if at & u64::from(bytes - 1) != 0 {
-                        self.misaligned(warp, l, at, bytes);
-                        continue;
-                    }
-                    let flaw = match self.shared.check_read(at, bytes) {
-                        None => self.shared.read(warp, l, at, bytes, false),
-                        flaw => flaw,
-                    };
-                    if let Some(flaw) = flaw {
-                        self.shared_flaw(warp, l, at, bytes, flaw, "read");
-                        if flaw == Flaw::Bounds {
-                            continue;
-                        }
-                    }
-                    let at = at as usize;
-                    data[l][..n].copy_from_slice(&self.shared.data[at..at + n]);
+                match bytes {
+                    4 => self.read_shared::<4>(warp, addresses, bytes, m, data),
+                    8 => self.read_shared::<8>(warp, addresses, bytes, m, data),
+                    16 => self.read_shared::<16>(warp, addresses, bytes, m, data),
+                    _ => self.read_shared::<0>(warp, addresses, bytes, m, data),
                 }
                 0
             }
@@ -269,19 +295,51 @@ impl Env<'_> {
                         }
                     }
                     if bytes < 4 {
-                        let v = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
-                        data[l][..4].copy_from_slice(&v.to_le_bytes());
+                        data[0][l] = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
                     } else {
                         for (i, word) in
                             alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate()
                         {
-                            data[l][i * 4..i * 4 + 4]
-                                .copy_from_slice(&word.load(Relaxed).to_le_bytes());
+                            data[i][l] = word.load(Relaxed);
                         }
                     }
                 }
                 0
             }
+        }
+    }
+
+    /// Reads of N bytes a lane, so that the frequent sizes have code of their own; of `bytes` where N is 0.
+    fn read_shared<const N: u32>(
+        &mut self,
+        warp: &Warp,
+        addresses: &[u64; LANES],
+        bytes: u32,
+        m: u32,
+        data: &mut Data,
+    ) {
+        let bytes = if N == 0 { bytes } else { N };
+        for l in Lanes(m) {
+            let at = addresses[l];
+            if at & u64::from(bytes - 1) != 0 {
+                self.misaligned(warp, l, at, bytes);
+                continue;
+            }
+            let flaw = match self.shared.check_read(at, bytes) {
+                None => self.shared.read(warp, l, at, bytes, false),
+                flaw => flaw,
+            };
+            if let Some(flaw) = flaw {
+                self.shared_flaw(warp, l, at, bytes, flaw, "read");
+                if flaw == Flaw::Bounds {
+                    continue;
+                }
+            }
+            put_bytes(
+                data,
+                l,
+                &self.shared.data[at as usize..at as usize + bytes as usize],
+            );
         }
     }
 
@@ -305,7 +363,7 @@ impl Env<'_> {
                 self.counters.local_bytes += u64::from(bytes * m.count_ones());
                 for l in Lanes(m) {
                     if let Some(at) = self.local(warp, l, addresses[l], bytes) {
-                        warp.local[at..at + n].copy_from_slice(&data[l][..n]);
+                        take_bytes(data, l, &mut warp.local[at..at + n]);
                         let state = if undef >> l & 1 != 0 {
                             UNWRITTEN
                         } else {
@@ -325,7 +383,7 @@ impl Env<'_> {
                     }
                     let mut flaw = self.shared.check_write(at, bytes);
                     if flaw.is_none() {
-                        let same = self.shared.data[at as usize..at as usize + n] == data[l][..n];
+                        let same = holds(data, l, &self.shared.data[at as usize..at as usize + n]);
                         flaw = self.shared.write(warp, l, at, bytes, false, same);
                     }
                     if let Some(flaw) = flaw {
@@ -334,7 +392,7 @@ impl Env<'_> {
                             continue;
                         }
                     }
-                    self.shared.data[at as usize..at as usize + n].copy_from_slice(&data[l][..n]);
+                    take_bytes(data, l, &mut self.shared.data[at as usize..at as usize + n]);
                     self.shared.mark(at, bytes, WRITTEN);
                 }
             }
@@ -357,13 +415,13 @@ impl Env<'_> {
                     let same = alloc.is_written(at, bytes) && {
                         if bytes < 4 {
                             let v = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
-                            v.to_le_bytes()[..n] == data[l][..n]
+                            (v ^ data[0][l]) & ((1 << (8 * bytes)) - 1) == 0
                         } else {
                             let words = &alloc.words[(at / 4) as usize..][..n / 4];
                             words
                                 .iter()
                                 .enumerate()
-                                .all(|(i, w)| w.load(Relaxed) == word(&data[l], i * 4))
+                                .all(|(i, w)| w.load(Relaxed) == data[i][l])
                         }
                     };
                     let other = self.who(warp, l).write(alloc, at, bytes, false, same);
@@ -371,10 +429,10 @@ impl Env<'_> {
                         self.global_race(warp, l, addresses[l], "write", other);
                     }
                     if bytes < 4 {
-                        alloc.store_part(at, bytes, word(&data[l], 0));
+                        alloc.store_part(at, bytes, data[0][l]);
                     } else {
                         for (i, w) in alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate() {
-                            w.store(word(&data[l], i * 4), Relaxed);
+                            w.store(data[i][l], Relaxed);
                         }
                     }
                     alloc.set_written(at, bytes);
@@ -481,12 +539,14 @@ impl Env<'_> {
         Some(lane * warp.local_stride + address as usize)
     }
 
+    #[cold]
     fn misaligned(&mut self, warp: &Warp, lane: usize, address: u64, bytes: u32) {
         self.record(FindingKind::Misaligned, warp, lane, Some(address), || {
             format!("an access of {bytes} bytes needs an address that is a multiple of {bytes}")
         });
     }
 
+    #[cold]
     pub(crate) fn shared_flaw(
         &mut self,
         warp: &Warp,
@@ -516,6 +576,7 @@ impl Env<'_> {
         });
     }
 
+    #[cold]
     fn global_race(
         &mut self,
         warp: &Warp,
@@ -764,8 +825,14 @@ impl Env<'_> {
     ) -> Option<(usize, u64)> {
         let mut found = None;
         for i in [0, bytes - 1] {
-            let (index, at) =
-                self.locate(warp, lane, address + u64::from(i), 1, hint, Kind::Read)?;
+            let (index, at) = self.locate(
+                warp,
+                lane,
+                address.wrapping_add(u64::from(i)),
+                1,
+                hint,
+                Kind::Read,
+            )?;
             if found.is_some_and(|(first, _)| first != index) {
                 return None;
             }
@@ -811,11 +878,6 @@ impl Env<'_> {
                 .stamp(warp, lane, u64::from(copy.dst), u32::from(copy.bytes));
         }
     }
-}
-
-#[inline(always)]
-pub(crate) fn word(data: &[u8; MAX_ACCESS], at: usize) -> u32 {
-    u32::from_le_bytes([data[at], data[at + 1], data[at + 2], data[at + 3]])
 }
 
 /// The new value of an atomic.

@@ -40,6 +40,21 @@ fn write_stamp(warp: &Warp, lane: usize, atomic: bool) -> u64 {
     u64::from(warp.interval) << 16 | u64::from(warp.id * 32 + lane as u32) << 1 | u64::from(atomic)
 }
 
+/// A read in `slots` that is not ordered before this warp's next access, by another thread.
+#[cold]
+fn reader(slots: &[u32], warp: &Warp, me: u32) -> Option<Flaw> {
+    for (w, &slot) in slots.iter().enumerate() {
+        let thread = w as u32 * 32 + (slot & 31);
+        if !warp.is_ordered(w, slot >> 6) && (thread != me || slot & READ_MANY != 0) {
+            return Some(Flaw::Race {
+                thread,
+                wrote: false,
+            });
+        }
+    }
+    None
+}
+
 impl Shared {
     pub(crate) fn reset(&mut self, vars: &[(u32, u32)], end: u32, cell: u32, warps: usize) {
         let end = end as usize;
@@ -60,15 +75,22 @@ impl Shared {
     }
 
     /// Bounds and state of a read.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn check_read(&self, at: u64, bytes: u32) -> Option<Flaw> {
         let Some(state) = self.range(at, bytes) else {
             return Some(Flaw::Bounds);
         };
-        if state.iter().all(|&s| s == WRITTEN) {
-            return None;
+        let words = state.as_chunks::<4>().0;
+        let all = if bytes >= 4 {
+            words.iter().all(|w| *w == [WRITTEN; 4])
+        } else {
+            state.iter().all(|&s| s == WRITTEN)
+        };
+        if all {
+            None
+        } else {
+            self.name_state(state, true)
         }
-        self.name_state(state, true)
     }
 
     #[inline]
@@ -82,7 +104,7 @@ impl Shared {
         self.name_state(state, false)
     }
 
-    #[inline]
+    #[inline(always)]
     fn range(&self, at: u64, bytes: u32) -> Option<&[u8]> {
         let end = at.checked_add(u64::from(bytes))?;
         if end > self.state.len() as u64 {
@@ -105,13 +127,14 @@ impl Shared {
         }
     }
 
+    #[inline(always)]
     fn cells(&self, at: u64, bytes: u32) -> std::ops::Range<usize> {
         let first = at as usize >> self.shift;
         first..((at as usize + bytes as usize - 1) >> self.shift) + 1
     }
 
     /// Notes a read, and finds a write that is not ordered before it.
-    #[inline]
+    #[inline(always)]
     pub(crate) fn read(
         &mut self,
         warp: &Warp,
@@ -180,18 +203,12 @@ impl Shared {
             }
             if flaw.is_none() {
                 let slots = &self.reads[cell * self.warps..][..self.warps];
-                for (w, &slot) in slots.iter().enumerate() {
-                    if slot == 0 || warp.is_ordered(w, slot >> 6) {
-                        continue;
-                    }
-                    let reader = w as u32 * 32 + (slot & 31);
-                    if reader != me || slot & READ_MANY != 0 {
-                        flaw = Some(Flaw::Race {
-                            thread: reader,
-                            wrote: false,
-                        });
-                        break;
-                    }
+                if slots
+                    .iter()
+                    .zip(&warp.clock)
+                    .any(|(slot, clock)| slot >> 6 > *clock)
+                {
+                    flaw = reader(slots, warp, me);
                 }
             }
             self.writes[cell] = write_stamp(warp, lane, atomic);

@@ -281,9 +281,19 @@ impl Env<'_> {
                     return Flow::Wait;
                 }
             }
+            #[cfg(target_arch = "x86_64")]
+            // SAFETY: `has_avx2` is set only where the CPU has every feature that the function is compiled for.
+            _ if self.has_avx2 => unsafe { self.plain_avx2(warp, inst, m) },
             _ => self.plain(warp, inst, m),
         }
         Flow::Next
+    }
+
+    /// `plain`, with its loops over lanes compiled for AVX2 and FMA.
+    #[cfg(target_arch = "x86_64")]
+    #[target_feature(enable = "avx2,fma,bmi1,bmi2,lzcnt,popcnt")]
+    fn plain_avx2(&mut self, warp: &mut Warp, inst: &Inst, m: u32) {
+        self.plain(warp, inst, m);
     }
 
     /// Instructions that go on to the next one.

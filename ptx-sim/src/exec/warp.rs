@@ -63,7 +63,8 @@ pub(crate) struct Warp {
     pub(crate) local: Vec<u8>,
     pub(crate) local_state: Vec<u8>,
     pub(crate) local_stride: usize,
-    /// For every warp of the block the last interval of it that is ordered before this warp's next access.
+    /// For every warp of the block the last interval of it that is ordered before this warp's next access; for
+    /// this warp itself the interval before the current one.
     pub(crate) clock: Vec<u32>,
     /// This warp's current interval.
     pub(crate) interval: u32,
@@ -271,10 +272,6 @@ impl Warp {
     /// Whether an access stamped with `interval` by a warp happens before this warp's next access.
     #[inline(always)]
     pub(crate) fn is_ordered(&self, warp: usize, interval: u32) -> bool {
-        if warp == self.id as usize {
-            interval < self.interval
-        } else {
-            interval <= self.clock[warp]
-        }
+        interval <= self.clock[warp]
     }
 }
