@@ -184,14 +184,8 @@ mod tests {
 
     #[test]
     fn nested_and_irreducible_loops_are_ordered() {
-        let order = weak_topological_order(&[
-            vec![1, 2],
-            vec![2, 3],
-            vec![1],
-            vec![3, 4],
-            vec![0, 5],
-            vec![],
-        ]);
+        let order =
+            weak_topological_order(&[vec![1, 2], vec![2, 3], vec![1], vec![3, 4], vec![0, 5], vec![]]);
         assert_eq!(order.len(), 6);
         assert_eq!(order[0], 0);
         assert_eq!(order[5], 5);
@@ -200,9 +194,7 @@ mod tests {
     #[test]
     fn many_blocks_need_no_deep_stack() {
         let n = 100_000u32;
-        let chain: Vec<Vec<u32>> = (0..n)
-            .map(|i| if i + 1 < n { vec![i + 1] } else { vec![] })
-            .collect();
+        let chain: Vec<Vec<u32>> = (0..n).map(|i| if i + 1 < n { vec![i + 1] } else { vec![] }).collect();
         assert_eq!(weak_topological_order(&chain).len(), n as usize);
     }
 }

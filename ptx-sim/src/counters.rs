@@ -143,11 +143,7 @@ impl Banks {
 impl Traffic {
     /// Share of the fetched sectors that a perfect access would have needed, at most 1.
     pub fn efficiency(&self) -> f64 {
-        if self.sectors == 0 {
-            1.0
-        } else {
-            self.min_sectors as f64 / self.sectors as f64
-        }
+        if self.sectors == 0 { 1.0 } else { self.min_sectors as f64 / self.sectors as f64 }
     }
 }
 
@@ -179,10 +175,9 @@ impl AddAssign<&Self> for Counters {
             a.bytes += b.bytes;
         }
         self.local_bytes += other.local_bytes;
-        for (a, b) in [
-            (&mut self.shared_load, &other.shared_load),
-            (&mut self.shared_store, &other.shared_store),
-        ] {
+        for (a, b) in
+            [(&mut self.shared_load, &other.shared_load), (&mut self.shared_store, &other.shared_store)]
+        {
             a.requests += b.requests;
             a.phases += b.phases;
             a.cycles += b.cycles;

@@ -161,25 +161,12 @@ pub struct Finding {
 
 impl fmt::Display for Finding {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let Self {
-            kind,
-            kernel,
-            ptx_line,
-            block: b,
-            thread: t,
-            message,
-            count,
-            ..
-        } = self;
+        let Self { kind, kernel, ptx_line, block: b, thread: t, message, count, .. } = self;
         write!(f, "{kind} in `{kernel}`, PTX line {ptx_line}")?;
         if let Some(SourceLine { file, line }) = &self.source {
             write!(f, " ({file}:{line})")?;
         }
-        write!(
-            f,
-            ", block ({},{},{}) thread ({},{},{})",
-            b[0], b[1], b[2], t[0], t[1], t[2]
-        )?;
+        write!(f, ", block ({},{},{}) thread ({},{},{})", b[0], b[1], b[2], t[0], t[1], t[2])?;
         if let Some(address) = self.address {
             write!(f, ", address {address:#x}")?;
         }

@@ -71,13 +71,7 @@ impl Ty {
         match self {
             Self::Pred => 0,
             Self::B8 | Self::U8 | Self::S8 => 1,
-            Self::B16
-            | Self::U16
-            | Self::S16
-            | Self::F16
-            | Self::Bf16
-            | Self::E4m3x2
-            | Self::E5m2x2 => 2,
+            Self::B16 | Self::U16 | Self::S16 | Self::F16 | Self::Bf16 | Self::E4m3x2 | Self::E5m2x2 => 2,
             Self::B64 | Self::U64 | Self::S64 | Self::F64 | Self::F32x2 => 8,
             Self::B128 => 16,
             _ => 4,
@@ -89,25 +83,16 @@ impl Ty {
     }
 
     pub(crate) fn signed(self) -> bool {
-        matches!(
-            self,
-            Self::S8 | Self::S16 | Self::S32 | Self::S64 | Self::S16x2
-        )
+        matches!(self, Self::S8 | Self::S16 | Self::S32 | Self::S64 | Self::S16x2)
     }
 
     pub(crate) fn is_int(self) -> bool {
         use Ty::*;
-        matches!(
-            self,
-            B8 | U8 | S8 | B16 | U16 | S16 | B32 | U32 | S32 | B64 | U64 | S64
-        )
+        matches!(self, B8 | U8 | S8 | B16 | U16 | S16 | B32 | U32 | S32 | B64 | U64 | S64)
     }
 
     pub(crate) fn is_float(self) -> bool {
-        matches!(
-            self,
-            Self::F16 | Self::Bf16 | Self::F32 | Self::F64 | Self::Tf32
-        )
+        matches!(self, Self::F16 | Self::Bf16 | Self::F32 | Self::F64 | Self::Tf32)
     }
 }
 

@@ -23,10 +23,7 @@ pub(crate) struct Token<'a> {
 }
 
 pub(crate) fn error(line: u32, message: impl Into<String>) -> Error {
-    Error::Parse {
-        line,
-        message: message.into(),
-    }
+    Error::Parse { line, message: message.into() }
 }
 
 fn is_word_start(c: u8) -> bool {
@@ -101,8 +98,7 @@ pub(crate) fn lex(text: &str) -> Result<Vec<Token<'_>>> {
                 Tok::Str(&text[start + 1..i - 1])
             }
             b'0'..=b'9' => {
-                while i < s.len() && (s[i].is_ascii_alphanumeric() || s[i] == b'.' || s[i] == b'_')
-                {
+                while i < s.len() && (s[i].is_ascii_alphanumeric() || s[i] == b'.' || s[i] == b'_') {
                     i += 1;
                 }
                 number(&text[start..i])
@@ -111,11 +107,7 @@ pub(crate) fn lex(text: &str) -> Result<Vec<Token<'_>>> {
             c if is_word_start(c) => {
                 // Directives may stand without a space between: `.reg.b32`.
                 i = if c == b'.' {
-                    i + 1
-                        + s[i + 1..]
-                            .iter()
-                            .take_while(|&&c| is_word(c) && c != b'.')
-                            .count()
+                    i + 1 + s[i + 1..].iter().take_while(|&&c| is_word(c) && c != b'.').count()
                 } else {
                     word_end(s, i)
                 };
@@ -134,9 +126,7 @@ pub(crate) fn lex(text: &str) -> Result<Vec<Token<'_>>> {
 
 fn number(s: &str) -> Option<Tok<'static>> {
     let hex = |digits: &str, len: usize| {
-        (digits.len() == len)
-            .then(|| u64::from_str_radix(digits, 16).ok())
-            .flatten()
+        (digits.len() == len).then(|| u64::from_str_radix(digits, 16).ok()).flatten()
     };
     let b = s.as_bytes();
     if b.len() > 2 && b[0] == b'0' {

@@ -50,9 +50,7 @@ impl Alloc {
             read_only: false,
             words: atomics(size.div_ceil(4), !0),
             written: atomics(size.div_ceil(32), 0),
-            shadow: (0..size.div_ceil(PAGE as u64))
-                .map(|_| OnceLock::new())
-                .collect(),
+            shadow: (0..size.div_ceil(PAGE as u64)).map(|_| OnceLock::new()).collect(),
         }
     }
 
@@ -106,11 +104,7 @@ impl Alloc {
             let bits = &self.written[(byte / 32) as usize];
             if byte % 32 == 0 && byte + 32 <= at + len {
                 bits.store(if written { !0 } else { 0 }, Relaxed);
-            } else if byte % 32 == 0
-                || byte == at
-                || byte + 32 > at + len
-                || bits.load(Relaxed) != !0
-            {
+            } else if byte % 32 == 0 || byte == at || byte + 32 > at + len || bits.load(Relaxed) != !0 {
                 let bit = 1u32 << (byte % 32);
                 if written {
                     bits.fetch_or(bit, Relaxed)
@@ -148,10 +142,7 @@ impl std::fmt::Debug for Gpu {
 impl Gpu {
     /// A GPU with nothing allocated.
     pub fn new() -> Self {
-        Self {
-            next: HEAP,
-            ..Self::default()
-        }
+        Self { next: HEAP, ..Self::default() }
     }
 
     /// Allocates `bytes` of unwritten memory, aligned to 256 bytes. Reading it before it is written is a
@@ -173,10 +164,7 @@ impl Gpu {
     /// Memory at a given place that lies in no allocation.
     pub(crate) fn insert(&mut self, base: u64, size: u64) {
         self.live_bytes += size;
-        assert!(
-            self.live_bytes <= MAX_BYTES,
-            "more than {MAX_BYTES} bytes of simulated memory"
-        );
+        assert!(self.live_bytes <= MAX_BYTES, "more than {MAX_BYTES} bytes of simulated memory");
         let at = self.allocs.partition_point(|a| a.base < base);
         self.allocs.insert(at, Alloc::new(base, size));
     }
@@ -196,31 +184,18 @@ impl Gpu {
                 alloc.shadow = Box::default();
                 Ok(())
             }
-            Ok(_) => Err(Error::Host {
-                address,
-                message: "freed twice".to_owned(),
-            }),
-            Err(_) => Err(Error::Host {
-                address,
-                message: "not the start of an allocation".to_owned(),
-            }),
+            Ok(_) => Err(Error::Host { address, message: "freed twice".to_owned() }),
+            Err(_) => Err(Error::Host { address, message: "not the start of an allocation".to_owned() }),
         }
     }
 
     /// The allocation whose range, or whose guard gap, holds an address.
     pub(crate) fn find(&self, address: u64) -> Option<usize> {
-        self.allocs
-            .partition_point(|a| a.base <= address)
-            .checked_sub(1)
+        self.allocs.partition_point(|a| a.base <= address).checked_sub(1)
     }
 
     fn host(&self, address: u64, len: usize) -> Result<(&Alloc, u64)> {
-        let fail = |message: &str| {
-            Err(Error::Host {
-                address,
-                message: message.to_owned(),
-            })
-        };
+        let fail = |message: &str| Err(Error::Host { address, message: message.to_owned() });
         let Some(alloc) = self.find(address).map(|i| &self.allocs[i]) else {
             return fail("in no allocation");
         };
@@ -229,10 +204,7 @@ impl Gpu {
             return fail("freed memory");
         }
         if at > alloc.size || len as u64 > alloc.size - at {
-            return fail(&format!(
-                "{len} bytes at offset {at} of an allocation of {} bytes",
-                alloc.size
-            ));
+            return fail(&format!("{len} bytes at offset {at} of an allocation of {} bytes", alloc.size));
         }
         Ok((alloc, at))
     }

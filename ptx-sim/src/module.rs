@@ -141,14 +141,11 @@ impl Module {
 
     /// The kernels that can be launched.
     pub fn kernels(&self) -> impl Iterator<Item = Kernel> + '_ {
-        self.functions
-            .iter()
-            .filter(|f| f.is_entry)
-            .map(|f| Kernel {
-                name: f.name.clone(),
-                param_sizes: f.params.iter().map(|p| p.size).collect(),
-                line: f.line,
-            })
+        self.functions.iter().filter(|f| f.is_entry).map(|f| Kernel {
+            name: f.name.clone(),
+            param_sizes: f.params.iter().map(|p| p.size).collect(),
+            line: f.line,
+        })
     }
 
     /// The address of a `.global` or `.const` variable on a GPU, and its size.
@@ -158,12 +155,10 @@ impl Module {
     pub fn symbol(&self, gpu: &mut Gpu, name: &str) -> Result<(u64, u64)> {
         self.load(gpu)?;
         let found = self.variables.iter().find(|(v, _)| v.name == name);
-        found
-            .map(|(v, at)| (*at, u64::from(v.size)))
-            .ok_or_else(|| Error::Launch {
-                kernel: name.to_owned(),
-                message: "no .global or .const variable has this name".to_owned(),
-            })
+        found.map(|(v, at)| (*at, u64::from(v.size))).ok_or_else(|| Error::Launch {
+            kernel: name.to_owned(),
+            message: "no .global or .const variable has this name".to_owned(),
+        })
     }
 
     /// Gives the module's variables their memory and initial values, once for each GPU.
@@ -173,9 +168,7 @@ impl Module {
         }
         let bytes = self.variables.iter().map(|(v, _)| u64::from(v.size)).sum();
         if !gpu.has_room(bytes) {
-            return Err(Error::Limit(format!(
-                "no room for {bytes} bytes of module variables"
-            )));
+            return Err(Error::Limit(format!("no room for {bytes} bytes of module variables")));
         }
         gpu.modules.insert(self.id);
         for (variable, at) in &self.variables {
@@ -203,9 +196,7 @@ impl Module {
         if let Some(i) = self.functions.iter().position(|f| f.name == symbol) {
             return Ok(FUNCTION_WINDOW + i as u64 * 16);
         }
-        Err(Error::Limit(format!(
-            "initial value `{symbol}` is no variable or function of this module"
-        )))
+        Err(Error::Limit(format!("initial value `{symbol}` is no variable or function of this module")))
     }
 
     /// Runs a kernel to its end.
@@ -215,17 +206,8 @@ impl Module {
     /// then nothing has run. [`Error::Findings`] if the checks found mistakes: then the kernel has run as far
     /// as it could.
     pub fn launch(&self, gpu: &mut Gpu, kernel: &str, launch: &Launch<'_>) -> Result<Report> {
-        let fail = |message: String| {
-            Err(Error::Launch {
-                kernel: kernel.to_owned(),
-                message,
-            })
-        };
-        let Some(index) = self
-            .functions
-            .iter()
-            .position(|f| f.is_entry && f.name == kernel)
-        else {
+        let fail = |message: String| Err(Error::Launch { kernel: kernel.to_owned(), message });
+        let Some(index) = self.functions.iter().position(|f| f.is_entry && f.name == kernel) else {
             let known: Vec<String> = self.kernels().map(|k| k.name).collect();
             return fail(format!("no such kernel; there are {}", known.join(", ")));
         };
@@ -234,55 +216,32 @@ impl Module {
             Ok(params) => params,
             Err(message) => return fail(message),
         };
-        let threads = launch
-            .block
-            .iter()
-            .try_fold(1u32, |a, &b| a.checked_mul(b))
-            .unwrap_or(u32::MAX);
-        let blocks = launch
-            .grid
-            .iter()
-            .try_fold(1u64, |a, &b| a.checked_mul(u64::from(b)))
-            .unwrap_or(u64::MAX);
+        let threads = launch.block.iter().try_fold(1u32, |a, &b| a.checked_mul(b)).unwrap_or(u32::MAX);
+        let blocks =
+            launch.grid.iter().try_fold(1u64, |a, &b| a.checked_mul(u64::from(b))).unwrap_or(u64::MAX);
         if threads == 0 || threads > 1024 || launch.block[2] > 64 {
-            return fail(format!(
-                "block of {:?} threads: 1 to 1024 in all, z at most 64",
-                launch.block
-            ));
+            return fail(format!("block of {:?} threads: 1 to 1024 in all, z at most 64", launch.block));
         }
-        if blocks == 0
-            || launch.grid[1] > 65535
-            || launch.grid[2] > 65535
-            || launch.grid[0] > 0x7fff_ffff
-        {
+        if blocks == 0 || launch.grid[1] > 65535 || launch.grid[2] > 65535 || launch.grid[0] > 0x7fff_ffff {
             return fail(format!("grid of {:?} blocks", launch.grid));
         }
         if blocks > MAX_BLOCKS {
-            return Err(Error::Limit(format!(
-                "{blocks} blocks, at most {MAX_BLOCKS} are run"
-            )));
+            return Err(Error::Limit(format!("{blocks} blocks, at most {MAX_BLOCKS} are run")));
         }
         if let Some(wanted) = function.required_block
             && wanted != launch.block
         {
-            return fail(format!(
-                "the kernel requires blocks of {wanted:?} threads, got {:?}",
-                launch.block
-            ));
+            return fail(format!("the kernel requires blocks of {wanted:?} threads, got {:?}", launch.block));
         }
         if let Some(most) = function.max_threads
             && threads > most
         {
-            return fail(format!(
-                "the kernel allows {most} threads in a block, got {threads}"
-            ));
+            return fail(format!("the kernel allows {most} threads in a block, got {threads}"));
         }
         let empty = (Vec::new(), self.shared.common_end, 0);
         let (own, end, own_bytes) = self.shared.own.get(&(index as u32)).unwrap_or(&empty);
         let static_bytes = self.shared.common_bytes + own_bytes;
-        if static_bytes > MAX_STATIC_SHARED
-            || static_bytes + launch.shared_bytes.min(1 << 20) > MAX_SHARED
-        {
+        if static_bytes > MAX_STATIC_SHARED || static_bytes + launch.shared_bytes.min(1 << 20) > MAX_SHARED {
             return fail(format!(
                 "{static_bytes} bytes of static and {} of dynamic shared memory; at most {MAX_STATIC_SHARED} static, {MAX_SHARED} in all",
                 launch.shared_bytes
@@ -292,9 +251,7 @@ impl Module {
         let register_bytes =
             u64::from(warps) * 128 * (u64::from(function.regs32) + 2 * u64::from(function.regs64));
         if register_bytes > MAX_REGISTER_BYTES {
-            return Err(Error::Limit(format!(
-                "{register_bytes} bytes of registers in a block"
-            )));
+            return Err(Error::Limit(format!("{register_bytes} bytes of registers in a block")));
         }
         let local_limit = (MAX_LOCAL_BYTES / threads.next_multiple_of(32)).min(MAX_LOCAL);
         if function.frame_bytes > local_limit {
@@ -312,19 +269,12 @@ impl Module {
         if gpu.generation > GENERATIONS {
             gpu.generation = 1;
             for alloc in &mut gpu.allocs {
-                alloc
-                    .shadow
-                    .iter_mut()
-                    .for_each(|page| *page = std::sync::OnceLock::new());
+                alloc.shadow.iter_mut().for_each(|page| *page = std::sync::OnceLock::new());
             }
         }
         let reached = self.reached(index as u32);
         let cells = |f: fn(&Function) -> u32| {
-            reached
-                .iter()
-                .map(|&i| f(&self.functions[i as usize]))
-                .min()
-                .unwrap_or(4)
+            reached.iter().map(|&i| f(&self.functions[i as usize])).min().unwrap_or(4)
         };
         let stop = AtomicBool::new(false);
         let releases = Releases::default();
@@ -349,9 +299,7 @@ impl Module {
             stop: &stop,
             uses_fences: reached.iter().any(|&i| {
                 let code = &self.functions[i as usize].code;
-                code.iter().any(|inst| {
-                    matches!(inst.op, Op::Fence { .. } | Op::Atom { ordered: true, .. })
-                })
+                code.iter().any(|inst| matches!(inst.op, Op::Fence { .. } | Op::Atom { ordered: true, .. }))
             }),
             releases: &releases,
         };
@@ -395,15 +343,11 @@ impl Module {
                     kind: raw.kind,
                     kernel: kernel.to_owned(),
                     ptx_line: inst.line,
-                    source: self.files.get(&inst.loc.0).map(|f| SourceLine {
-                        file: f.clone(),
-                        line: inst.loc.1,
-                    }),
-                    block: [
-                        (b % gx) as u32,
-                        (b / gx % gy) as u32,
-                        (b / (gx * gy)) as u32,
-                    ],
+                    source: self
+                        .files
+                        .get(&inst.loc.0)
+                        .map(|f| SourceLine { file: f.clone(), line: inst.loc.1 }),
+                    block: [(b % gx) as u32, (b / gx % gy) as u32, (b / (gx * gy)) as u32],
                     thread: [t % bx, t / bx % by, t / (bx * by)],
                     address: raw.address,
                     message: raw.message,
@@ -417,11 +361,7 @@ impl Module {
 /// Lays parameters out as the kernel declares them.
 fn pack_params(function: &Function, params: &[&[u8]]) -> Result<Vec<u8>, String> {
     if params.len() != function.params.len() {
-        return Err(format!(
-            "{} parameters, wanted {}",
-            params.len(),
-            function.params.len()
-        ));
+        return Err(format!("{} parameters, wanted {}", params.len(), function.params.len()));
     }
     let mut out = vec![0; function.param_bytes as usize];
     for (i, (param, bytes)) in function.params.iter().zip(params).enumerate() {
@@ -442,14 +382,8 @@ fn pack_params(function: &Function, params: &[&[u8]]) -> Result<Vec<u8>, String>
 /// Runs all blocks, on as many host threads as there is use for.
 fn run(cx: &LaunchCx<'_>, blocks: u64, host_threads: usize) -> (Counters, Findings) {
     let cores = std::thread::available_parallelism().map_or(1, std::num::NonZero::get);
-    let wanted = if host_threads == 0 {
-        cores
-    } else {
-        host_threads
-    };
-    let workers = wanted
-        .min(usize::try_from(blocks).unwrap_or(usize::MAX))
-        .clamp(1, 256);
+    let wanted = if host_threads == 0 { cores } else { host_threads };
+    let workers = wanted.min(usize::try_from(blocks).unwrap_or(usize::MAX)).clamp(1, 256);
     let next = AtomicU64::new(0);
     let shuffle = match cx.schedule {
         Schedule::Random(seed) => Some(Shuffle::new(blocks, seed)),
@@ -483,9 +417,7 @@ fn run(cx: &LaunchCx<'_>, blocks: u64, host_threads: usize) -> (Counters, Findin
             }
         });
     }
-    total
-        .into_inner()
-        .unwrap_or_else(std::sync::PoisonError::into_inner)
+    total.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner)
 }
 
 /// A permutation of block numbers without a table: a random start and a stride prime to their number.
@@ -513,8 +445,7 @@ impl Shuffle {
     }
 
     fn at(&self, i: u64) -> u64 {
-        ((u128::from(self.start) + u128::from(i) * u128::from(self.stride)) % u128::from(self.n))
-            as u64
+        ((u128::from(self.start) + u128::from(i) * u128::from(self.stride)) % u128::from(self.n)) as u64
     }
 }
 
@@ -530,12 +461,7 @@ impl<'a> Builder<'a> {
         let id = NEXT_MODULE.fetch_add(1, Relaxed);
         // 2^10 places; later modules reuse the first, which matters only to a GPU that both run on.
         let next = MODULE_BASE + id % 1024 * MODULE_STRIDE;
-        Ok(Self {
-            ast,
-            id,
-            next,
-            variables: Vec::new(),
-        })
+        Ok(Self { ast, id, next, variables: Vec::new() })
     }
 
     fn place_variable(
@@ -545,16 +471,10 @@ impl<'a> Builder<'a> {
     ) -> Result<u64> {
         let at = next.next_multiple_of(256);
         *next = at + u64::from(decl.size) + 4096;
-        if variables
-            .iter()
-            .map(|(v, _)| u64::from(v.size))
-            .sum::<u64>()
-            + u64::from(decl.size)
+        if variables.iter().map(|(v, _)| u64::from(v.size)).sum::<u64>() + u64::from(decl.size)
             > MAX_MODULE_BYTES
         {
-            return Err(Error::Limit(format!(
-                "more than {MAX_MODULE_BYTES} bytes of module variables"
-            )));
+            return Err(Error::Limit(format!("more than {MAX_MODULE_BYTES} bytes of module variables")));
         }
         variables.push((
             Variable {
@@ -575,14 +495,8 @@ impl<'a> Builder<'a> {
         let mut defined: Vec<&parser::FunctionAst<'_>> = Vec::new();
         let mut symbols: HashMap<&str, Place> = HashMap::new();
         for function in ast.functions.iter().filter(|f| f.body.is_some()) {
-            if symbols
-                .insert(function.name, Place::Function(defined.len() as u32))
-                .is_some()
-            {
-                return Err(error(
-                    function.line,
-                    format!("`{}` is defined twice", function.name),
-                ));
+            if symbols.insert(function.name, Place::Function(defined.len() as u32)).is_some() {
+                return Err(error(function.line, format!("`{}` is defined twice", function.name)));
             }
             defined.push(function);
         }
@@ -598,35 +512,20 @@ impl<'a> Builder<'a> {
                 symbols.insert(alias, place);
             }
         }
-        let mut common = SharedLayout {
-            end: 0,
-            bytes: 0,
-            vars: Vec::new(),
-        };
+        let mut common = SharedLayout { end: 0, bytes: 0, vars: Vec::new() };
         for decl in &ast.vars {
             let place = match decl.space {
                 Space::Shared if decl.is_dynamic => Place::DynamicShared,
                 Space::Shared => {
-                    let offset = common
-                        .place(decl)
-                        .ok_or_else(|| error(1, "too much shared memory"))?;
+                    let offset = common.place(decl).ok_or_else(|| error(1, "too much shared memory"))?;
                     Place::Shared(offset)
                 }
-                _ => Place::Absolute(Self::place_variable(
-                    &mut self.next,
-                    &mut self.variables,
-                    decl,
-                )?),
+                _ => Place::Absolute(Self::place_variable(&mut self.next, &mut self.variables, decl)?),
             };
             symbols.insert(decl.name, place);
         }
-        let frames = defined
-            .iter()
-            .map(|f| Signature {
-                rets: f.rets.len(),
-                params: f.params.len(),
-            })
-            .collect();
+        let frames =
+            defined.iter().map(|f| Signature { rets: f.rets.len(), params: f.params.len() }).collect();
         let scope = ModuleScope { symbols, frames };
         let (next, variables) = (&mut self.next, &mut self.variables);
         let mut absolute = |decl: &VarDecl<'a>| Self::place_variable(next, variables, decl);
@@ -634,34 +533,15 @@ impl<'a> Builder<'a> {
         let mut own = HashMap::new();
         // Device functions first: their shared variables belong to every kernel.
         for is_entry in [false, true] {
-            for (i, function) in defined
-                .iter()
-                .enumerate()
-                .filter(|(_, f)| f.is_entry == is_entry)
-            {
+            for (i, function) in defined.iter().enumerate().filter(|(_, f)| f.is_entry == is_entry) {
                 let Some(body) = &function.body else { continue };
                 if !is_entry {
-                    functions[i] = Some(decode::function(
-                        &scope,
-                        function,
-                        body,
-                        &mut common,
-                        &mut absolute,
-                    )?);
+                    functions[i] =
+                        Some(decode::function(&scope, function, body, &mut common, &mut absolute)?);
                     continue;
                 }
-                let mut layout = SharedLayout {
-                    end: common.end,
-                    bytes: 0,
-                    vars: Vec::new(),
-                };
-                functions[i] = Some(decode::function(
-                    &scope,
-                    function,
-                    body,
-                    &mut layout,
-                    &mut absolute,
-                )?);
+                let mut layout = SharedLayout { end: common.end, bytes: 0, vars: Vec::new() };
+                functions[i] = Some(decode::function(&scope, function, body, &mut layout, &mut absolute)?);
                 let vars = layout.vars.iter().map(|v| (v.offset, v.size)).collect();
                 own.insert(i as u32, (vars, layout.end, layout.bytes));
             }

@@ -105,25 +105,14 @@ struct Parser<'a> {
 
 pub(crate) fn parse(text: &str) -> Result<ModuleAst<'_>> {
     if text.len() > MAX_TEXT {
-        return Err(Error::Limit(format!(
-            "PTX text of {} bytes, at most {MAX_TEXT} are read",
-            text.len()
-        )));
+        return Err(Error::Limit(format!("PTX text of {} bytes, at most {MAX_TEXT} are read", text.len())));
     }
-    Parser {
-        toks: lex(text)?,
-        pos: 0,
-        loc: (0, 0),
-    }
-    .module()
+    Parser { toks: lex(text)?, pos: 0, loc: (0, 0) }.module()
 }
 
 impl<'a> Parser<'a> {
     fn line(&self) -> u32 {
-        self.toks
-            .get(self.pos)
-            .or(self.toks.last())
-            .map_or(1, |t| t.line)
+        self.toks.get(self.pos).or(self.toks.last()).map_or(1, |t| t.line)
     }
 
     fn peek(&self) -> Option<Tok<'a>> {
@@ -135,9 +124,7 @@ impl<'a> Parser<'a> {
     }
 
     fn next(&mut self) -> Result<Tok<'a>> {
-        let tok = self
-            .peek()
-            .ok_or_else(|| error(self.line(), "unexpected end of the text"))?;
+        let tok = self.peek().ok_or_else(|| error(self.line(), "unexpected end of the text"))?;
         self.pos += 1;
         Ok(tok)
     }
@@ -159,11 +146,7 @@ impl<'a> Parser<'a> {
     }
 
     fn expect(&mut self, p: u8) -> Result<()> {
-        if self.eat(p) {
-            Ok(())
-        } else {
-            self.fail(&format!("`{}`", p as char))
-        }
+        if self.eat(p) { Ok(()) } else { self.fail(&format!("`{}`", p as char)) }
     }
 
     fn word(&mut self, wanted: &str) -> Result<&'a str> {
@@ -283,12 +266,7 @@ impl<'a> Parser<'a> {
         }
     }
 
-    fn variables(
-        &mut self,
-        space: Space,
-        is_extern: bool,
-        out: &mut Vec<VarDecl<'a>>,
-    ) -> Result<()> {
+    fn variables(&mut self, space: Space, is_extern: bool, out: &mut Vec<VarDecl<'a>>) -> Result<()> {
         loop {
             let decl = self.variable(space, is_extern)?;
             out.push(decl);
@@ -350,10 +328,7 @@ impl<'a> Parser<'a> {
             self.expect(b']')?;
         }
         if size > MAX_VARIABLE {
-            return Err(error(
-                line,
-                format!("variable `{name}` is larger than {MAX_VARIABLE} bytes"),
-            ));
+            return Err(error(line, format!("variable `{name}` is larger than {MAX_VARIABLE} bytes")));
         }
         let align = align.unwrap_or(element as u32);
         if !align.is_power_of_two() || align > 4096 {
@@ -376,10 +351,7 @@ impl<'a> Parser<'a> {
                 decl.size = decl.init.len() as u32;
             }
             if decl.init.len() > decl.size as usize {
-                return Err(error(
-                    line,
-                    format!("initializer of `{name}` is larger than the variable"),
-                ));
+                return Err(error(line, format!("initializer of `{name}` is larger than the variable")));
             }
         } else if is_dynamic && !is_extern && !is_array {
             return Err(error(line, "array without a size"));
@@ -411,19 +383,11 @@ impl<'a> Parser<'a> {
             Some(Tok::Int(_) | Tok::Punct(b'-')) => self.int()?,
             Some(Tok::F32(v)) => {
                 self.pos += 1;
-                if ty == Ty::F64 {
-                    f64::from(f32::from_bits(v)).to_bits()
-                } else {
-                    u64::from(v)
-                }
+                if ty == Ty::F64 { f64::from(f32::from_bits(v)).to_bits() } else { u64::from(v) }
             }
             Some(Tok::F64(v)) => {
                 self.pos += 1;
-                if ty == Ty::F32 {
-                    u64::from((f64::from_bits(v) as f32).to_bits())
-                } else {
-                    v
-                }
+                if ty == Ty::F32 { u64::from((f64::from_bits(v) as f32).to_bits()) } else { v }
             }
             Some(Tok::Word(w)) => {
                 self.pos += 1;
@@ -435,8 +399,7 @@ impl<'a> Parser<'a> {
                     w
                 };
                 let addend = self.addend()?;
-                decl.relocations
-                    .push((at, ty.bytes(), symbol.to_owned(), addend));
+                decl.relocations.push((at, ty.bytes(), symbol.to_owned(), addend));
                 0
             }
             _ => return self.fail("an initial value"),
@@ -450,11 +413,7 @@ impl<'a> Parser<'a> {
 
     /// `+4`, `+-4`, `-4` or nothing.
     fn addend(&mut self) -> Result<i64> {
-        if self.eat(b'+') || self.peek() == Some(Tok::Punct(b'-')) {
-            Ok(self.int()? as i64)
-        } else {
-            Ok(0)
-        }
+        if self.eat(b'+') || self.peek() == Some(Tok::Punct(b'-')) { Ok(self.int()? as i64) } else { Ok(0) }
     }
 
     fn params(&mut self) -> Result<Vec<VarDecl<'a>>> {
@@ -467,10 +426,7 @@ impl<'a> Parser<'a> {
             match self.word("`.param`")? {
                 ".param" => out.push(self.variable(Space::Param, true)?),
                 other => {
-                    return Err(error(
-                        line,
-                        format!("parameters in `{other}` are not supported"),
-                    ));
+                    return Err(error(line, format!("parameters in `{other}` are not supported")));
                 }
             }
             if !self.eat(b',') {
@@ -560,10 +516,7 @@ impl<'a> Parser<'a> {
                     if stack.len() > MAX_NESTING {
                         return Err(error(line, "scopes nest too deep"));
                     }
-                    body.scopes.push(Scope {
-                        parent: stack.last().copied(),
-                        ..Scope::default()
-                    });
+                    body.scopes.push(Scope { parent: stack.last().copied(), ..Scope::default() });
                     stack.push(body.scopes.len() as u32 - 1);
                 }
                 Tok::Punct(b'}') => {
@@ -578,8 +531,7 @@ impl<'a> Parser<'a> {
                     self.pos += 1;
                     let negate = self.eat(b'!');
                     let pred = self.word("a predicate")?;
-                    let stmt =
-                        self.instruction(Some((pred, negate)), *stack.last().unwrap_or(&0))?;
+                    let stmt = self.instruction(Some((pred, negate)), *stack.last().unwrap_or(&0))?;
                     body.stmts.push(stmt);
                 }
                 Tok::Word(word) => {
@@ -720,14 +672,7 @@ impl<'a> Parser<'a> {
             }
             self.expect(b';')?;
         }
-        Ok(Stmt {
-            line,
-            loc: self.loc,
-            scope,
-            guard,
-            opcode,
-            operands,
-        })
+        Ok(Stmt { line, loc: self.loc, scope, guard, opcode, operands })
     }
 
     fn list(&mut self, close: u8, depth: usize) -> Result<Vec<Operand<'a>>> {
@@ -785,11 +730,7 @@ impl<'a> Parser<'a> {
                     extra = true;
                     self.next()?;
                 }
-                return Ok(Operand::Address {
-                    base,
-                    offset,
-                    extra,
-                });
+                return Ok(Operand::Address { base, offset, extra });
             }
             _ => return self.fail("an operand"),
         };

@@ -23,11 +23,7 @@ fn d(v: u64) -> f64 {
 
 /// Any NaN stands for all.
 fn bits32(v: f32) -> u64 {
-    if v.is_nan() {
-        0x7fff_ffff
-    } else {
-        u64::from(v.to_bits())
-    }
+    if v.is_nan() { 0x7fff_ffff } else { u64::from(v.to_bits()) }
 }
 
 const MODES: [&str; 4] = ["rn", "rz", "rm", "rp"];
@@ -71,11 +67,7 @@ fn side_of_sum(x: f64, y: f64, r: f32) -> f64 {
 
 /// An exact zero takes the sign that the rounding mode gives it.
 fn zero_sign(mode: &str, v: f32, x: f64, y: f64) -> f32 {
-    if v == 0.0
-        && x == -y
-        && mode == "rm"
-        && !(x == 0.0 && x.is_sign_positive() && y.is_sign_positive())
-    {
+    if v == 0.0 && x == -y && mode == "rm" && !(x == 0.0 && x.is_sign_positive() && y.is_sign_positive()) {
         -0.0
     } else {
         v
@@ -91,12 +83,7 @@ fn f32_arithmetic_in_every_rounding_mode() {
             if x.is_infinite() || y.is_infinite() {
                 return bits32(r);
             }
-            bits32(zero_sign(
-                mode,
-                directed(mode, r, side_of_sum(x, y, r)),
-                x,
-                y,
-            ))
+            bits32(zero_sign(mode, directed(mode, r, side_of_sum(x, y, r)), x, y))
         });
         exact(&format!("sub.{mode}.f32"), 32, &[32; 2], &[F32, F32], |v| {
             let (x, y) = (f64::from(f(v[0])), -f64::from(f(v[1])));
@@ -104,42 +91,22 @@ fn f32_arithmetic_in_every_rounding_mode() {
             if x.is_infinite() || y.is_infinite() {
                 return bits32(r);
             }
-            bits32(zero_sign(
-                mode,
-                directed(mode, r, side_of_sum(x, y, r)),
-                x,
-                y,
-            ))
+            bits32(zero_sign(mode, directed(mode, r, side_of_sum(x, y, r)), x, y))
         });
         exact(&format!("mul.{mode}.f32"), 32, &[32; 2], &[F32, F32], |v| {
             let r = f(v[0]) * f(v[1]);
             let product = f64::from(f(v[0])) * f64::from(f(v[1]));
-            let side = if product.is_infinite() {
-                0.0
-            } else {
-                product - f64::from(r)
-            };
+            let side = if product.is_infinite() { 0.0 } else { product - f64::from(r) };
             bits32(directed(mode, r, side))
         });
-        exact(
-            &format!("fma.{mode}.f32"),
-            32,
-            &[32; 3],
-            &[F32, F32, F32],
-            |v| {
-                let r = f(v[0]).mul_add(f(v[1]), f(v[2]));
-                let (product, z) = (f64::from(f(v[0])) * f64::from(f(v[1])), f64::from(f(v[2])));
-                if product.is_infinite() || z.is_infinite() {
-                    return bits32(r);
-                }
-                bits32(zero_sign(
-                    mode,
-                    directed(mode, r, side_of_sum(product, z, r)),
-                    product,
-                    z,
-                ))
-            },
-        );
+        exact(&format!("fma.{mode}.f32"), 32, &[32; 3], &[F32, F32, F32], |v| {
+            let r = f(v[0]).mul_add(f(v[1]), f(v[2]));
+            let (product, z) = (f64::from(f(v[0])) * f64::from(f(v[1])), f64::from(f(v[2])));
+            if product.is_infinite() || z.is_infinite() {
+                return bits32(r);
+            }
+            bits32(zero_sign(mode, directed(mode, r, side_of_sum(product, z, r)), product, z))
+        });
         exact(&format!("div.{mode}.f32"), 32, &[32; 2], &[F32, F32], |v| {
             let (a, b) = (f64::from(f(v[0])), f64::from(f(v[1])));
             let r = f(v[0]) / f(v[1]);
@@ -147,11 +114,7 @@ fn f32_arithmetic_in_every_rounding_mode() {
                 return bits32(r);
             }
             // a / b - r has the sign of (a - r b) / b; r b is exact in f64.
-            let side = if r.is_infinite() {
-                -f64::from(r)
-            } else {
-                (a - f64::from(r) * b) * b.signum()
-            };
+            let side = if r.is_infinite() { -f64::from(r) } else { (a - f64::from(r) * b) * b.signum() };
             bits32(directed(mode, r, side))
         });
         exact(&format!("rcp.{mode}.f32"), 32, &[32], &[F32], |v| {
@@ -160,11 +123,7 @@ fn f32_arithmetic_in_every_rounding_mode() {
             if b.is_infinite() || b == 0.0 {
                 return bits32(r);
             }
-            let side = if r.is_infinite() {
-                -f64::from(r)
-            } else {
-                (1.0 - f64::from(r) * b) * b.signum()
-            };
+            let side = if r.is_infinite() { -f64::from(r) } else { (1.0 - f64::from(r) * b) * b.signum() };
             bits32(directed(mode, r, side))
         });
         exact(&format!("sqrt.{mode}.f32"), 32, &[32], &[F32], |v| {
@@ -182,43 +141,21 @@ fn f32_arithmetic_in_every_rounding_mode() {
 #[test]
 fn f32_flush_saturate_sign_and_extremes() {
     let flush = |v: f32| {
-        if v.is_subnormal() {
-            0f32.copysign(v)
-        } else {
-            v
-        }
+        if v.is_subnormal() { 0f32.copysign(v) } else { v }
     };
     let sat = |v: f32| {
-        if v.is_nan() || v <= 0.0 {
-            0.0
-        } else {
-            v.min(1.0)
-        }
+        if v.is_nan() || v <= 0.0 { 0.0 } else { v.min(1.0) }
     };
-    exact("add.ftz.f32", 32, &[32; 2], &[F32, F32], |v| {
-        bits32(flush(flush(f(v[0])) + flush(f(v[1]))))
+    exact("add.ftz.f32", 32, &[32; 2], &[F32, F32], |v| bits32(flush(flush(f(v[0])) + flush(f(v[1])))));
+    exact("mul.ftz.f32", 32, &[32; 2], &[F32, F32], |v| bits32(flush(flush(f(v[0])) * flush(f(v[1])))));
+    exact("add.sat.f32", 32, &[32; 2], &[F32, F32], |v| bits32(sat(f(v[0]) + f(v[1]))));
+    exact("fma.rn.sat.f32", 32, &[32; 3], &[F32, F32, &F32[9..16]], |v| {
+        bits32(sat(f(v[0]).mul_add(f(v[1]), f(v[2]))))
     });
-    exact("mul.ftz.f32", 32, &[32; 2], &[F32, F32], |v| {
-        bits32(flush(flush(f(v[0])) * flush(f(v[1]))))
-    });
-    exact("add.sat.f32", 32, &[32; 2], &[F32, F32], |v| {
-        bits32(sat(f(v[0]) + f(v[1])))
-    });
-    exact(
-        "fma.rn.sat.f32",
-        32,
-        &[32; 3],
-        &[F32, F32, &F32[9..16]],
-        |v| bits32(sat(f(v[0]).mul_add(f(v[1]), f(v[2])))),
-    );
     exact("abs.f32", 32, &[32], &[F32], |v| bits32(f(v[0]).abs()));
     exact("neg.f32", 32, &[32], &[F32], |v| bits32(-f(v[0])));
-    exact("abs.ftz.f32", 32, &[32], &[F32], |v| {
-        bits32(flush(f(v[0])).abs())
-    });
-    exact("copysign.f32", 32, &[32; 2], &[F32, F32], |v| {
-        v[0] & 0x8000_0000 | v[1] & 0x7fff_ffff
-    });
+    exact("abs.ftz.f32", 32, &[32], &[F32], |v| bits32(flush(f(v[0])).abs()));
+    exact("copysign.f32", 32, &[32; 2], &[F32, F32], |v| v[0] & 0x8000_0000 | v[1] & 0x7fff_ffff);
     let order = |a: f32, b: f32| a < b || a == b && a.is_sign_negative();
     let min = move |a: f32, b: f32| {
         if a.is_nan() {
@@ -238,27 +175,15 @@ fn f32_flush_saturate_sign_and_extremes() {
             b
         }
     };
-    exact("min.f32", 32, &[32; 2], &[F32, F32], |v| {
-        bits32(min(f(v[0]), f(v[1])))
-    });
-    exact("max.f32", 32, &[32; 2], &[F32, F32], |v| {
-        bits32(max(f(v[0]), f(v[1])))
-    });
+    exact("min.f32", 32, &[32; 2], &[F32, F32], |v| bits32(min(f(v[0]), f(v[1]))));
+    exact("max.f32", 32, &[32; 2], &[F32, F32], |v| bits32(max(f(v[0]), f(v[1]))));
     let nan = |v: &[u64]| f(v[0]).is_nan() || f(v[1]).is_nan();
     exact("min.NaN.f32", 32, &[32; 2], &[F32, F32], |v| {
-        if nan(v) {
-            0x7fff_ffff
-        } else {
-            bits32(min(f(v[0]), f(v[1])))
-        }
+        if nan(v) { 0x7fff_ffff } else { bits32(min(f(v[0]), f(v[1]))) }
     });
     exact("max.xorsign.abs.f32", 32, &[32; 2], &[F32, F32], |v| {
         let r = max(f(v[0]).abs(), f(v[1]).abs());
-        if r.is_nan() {
-            0x7fff_ffff
-        } else {
-            bits32(r) & 0x7fff_ffff | (v[0] ^ v[1]) & 0x8000_0000
-        }
+        if r.is_nan() { 0x7fff_ffff } else { bits32(r) & 0x7fff_ffff | (v[0] ^ v[1]) & 0x8000_0000 }
     });
     for (test, def) in [
         ("finite", (|v| v.is_finite()) as fn(f32) -> bool),
@@ -268,9 +193,7 @@ fn f32_flush_saturate_sign_and_extremes() {
         ("normal", |v| v.is_normal()),
         ("subnormal", |v| v.is_subnormal()),
     ] {
-        exact(&format!("testp.{test}.f32"), 1, &[32], &[F32], |v| {
-            u64::from(def(f(v[0])))
-        });
+        exact(&format!("testp.{test}.f32"), 1, &[32], &[F32], |v| u64::from(def(f(v[0]))));
     }
 }
 
@@ -323,11 +246,7 @@ fn f64_arithmetic() {
             },
         ),
         ("mul", |a, b| a * b, |a, b, r| a.mul_add(b, -r)),
-        (
-            "div",
-            |a, b| a / b,
-            |a, b, r| (-r).mul_add(b, a) * b.signum(),
-        ),
+        ("div", |a, b| a / b, |a, b, r| (-r).mul_add(b, a) * b.signum()),
     ];
     for (op, def, residual) in ops {
         for mode in MODES {
@@ -342,11 +261,7 @@ fn f64_arithmetic() {
                     _ if !down && side > 0.0 => r.next_up(),
                     _ => r,
                 };
-                assert!(
-                    d(got) == want,
-                    "{op}.{mode} {a} {b}: {}, wanted {want}",
-                    d(got)
-                );
+                assert!(d(got) == want, "{op}.{mode} {a} {b}: {}, wanted {want}", d(got));
             }
         }
     }
@@ -373,42 +288,19 @@ fn approximations() {
         .collect();
     approx("ex2.approx.f32", &sweep, two, 0.0, f64::exp2);
     approx("lg2.approx.f32", &sweep, two, two, f64::log2);
-    approx(
-        "sin.approx.f32",
-        &sweep[..1000],
-        0.0,
-        2f64.powf(-20.5),
-        f64::sin,
-    );
-    approx(
-        "cos.approx.f32",
-        &sweep[..1000],
-        0.0,
-        2f64.powf(-20.5),
-        f64::cos,
-    );
-    approx("rsqrt.approx.f32", &sweep, 2f64.powf(-22.9), 0.0, |x| {
-        1.0 / x.sqrt()
-    });
+    approx("sin.approx.f32", &sweep[..1000], 0.0, 2f64.powf(-20.5), f64::sin);
+    approx("cos.approx.f32", &sweep[..1000], 0.0, 2f64.powf(-20.5), f64::cos);
+    approx("rsqrt.approx.f32", &sweep, 2f64.powf(-22.9), 0.0, |x| 1.0 / x.sqrt());
     approx("rcp.approx.f32", &sweep, 2f64.powi(-23), 0.0, |x| 1.0 / x);
     approx("sqrt.approx.f32", &sweep, 2f64.powi(-23), 0.0, f64::sqrt);
     approx("tanh.approx.f32", &sweep, 2f64.powi(-11), 0.0, f64::tanh);
-    for (v, got) in results(
-        "div.approx.f32",
-        32,
-        &[32; 2],
-        &[&sweep[..200], &sweep[1100..1200]],
-    ) {
+    for (v, got) in results("div.approx.f32", 32, &[32; 2], &[&sweep[..200], &sweep[1100..1200]]) {
         let want = f64::from(f(v[0])) / f64::from(f(v[1]));
         assert!((f64::from(f(got)) - want).abs() <= want.abs() * 2f64.powi(-22));
     }
     // Subnormal operands count as zero with .ftz.
     exact("rcp.approx.ftz.f32", 32, &[32], &[&F32[..6]], |v| {
-        if v[0] >> 31 == 0 {
-            0x7f80_0000
-        } else {
-            0xff80_0000
-        }
+        if v[0] >> 31 == 0 { 0x7f80_0000 } else { 0xff80_0000 }
     });
 }
 
@@ -418,22 +310,14 @@ fn odd(v: f64) -> f32 {
     if f64::from(r) == v || r.is_nan() || r.to_bits() & 1 == 1 {
         return r;
     }
-    if f64::from(r) < v {
-        r.next_up()
-    } else {
-        r.next_down()
-    }
+    if f64::from(r) < v { r.next_up() } else { r.next_down() }
 }
 
 #[test]
 fn half_precision_arithmetic() {
     type Fmt = (&'static str, &'static [u64], fn(u64) -> f64, fn(f64) -> u64);
-    let h: Fmt = (
-        "f16",
-        F16,
-        |v| f16::from_bits(v as u16).to_f64(),
-        |v| u64::from(f16::from_f32(odd(v)).to_bits()),
-    );
+    let h: Fmt =
+        ("f16", F16, |v| f16::from_bits(v as u16).to_f64(), |v| u64::from(f16::from_f32(odd(v)).to_bits()));
     let b: Fmt = (
         "bf16",
         BF16,
@@ -445,16 +329,8 @@ fn half_precision_arithmetic() {
             for (v, got) in results(&format!("{op}.{name}"), 16, &vec![16; n], &vec![values; n]) {
                 let want = def(&v);
                 // A sum of two, or a product, of short significands is exact in f64: one rounding.
-                let same = if want.is_nan() {
-                    got == 0x7fff
-                } else {
-                    got == from(want)
-                };
-                assert!(
-                    same,
-                    "{op}.{name} {v:x?}: got {got:x}, wanted {want} = {:x}",
-                    from(want)
-                );
+                let same = if want.is_nan() { got == 0x7fff } else { got == from(want) };
+                assert!(same, "{op}.{name} {v:x?}: got {got:x}, wanted {want} = {:x}", from(want));
             }
         };
         check("add", 2, &|v| to(v[0]) + to(v[1]));
@@ -467,32 +343,17 @@ fn half_precision_arithmetic() {
             check("fma.rn", 3, &|v| to(v[0]).mul_add(to(v[1]), to(v[2])));
             check("fma.rn.relu", 3, &|v| {
                 let r = to(v[0]).mul_add(to(v[1]), to(v[2]));
-                if r.is_sign_negative() && !r.is_nan() {
-                    0.0
-                } else {
-                    r
-                }
+                if r.is_sign_negative() && !r.is_nan() { 0.0 } else { r }
             });
         }
-        let pairs: Vec<u64> = values
-            .iter()
-            .zip(values.iter().rev())
-            .map(|(a, b)| a << 16 | b)
-            .collect();
-        for (op, def) in [
-            ("add", (|a, b| a + b) as fn(f64, f64) -> f64),
-            ("mul", |a, b| a * b),
-        ] {
+        let pairs: Vec<u64> = values.iter().zip(values.iter().rev()).map(|(a, b)| a << 16 | b).collect();
+        for (op, def) in [("add", (|a, b| a + b) as fn(f64, f64) -> f64), ("mul", |a, b| a * b)] {
             for (v, got) in results(&format!("{op}.{name}x2"), 32, &[32; 2], &[&pairs, &pairs]) {
                 for s in [0, 16] {
                     let want = def(to(v[0] >> s & 0xffff), to(v[1] >> s & 0xffff));
                     let got = got >> s & 0xffff;
                     assert!(
-                        if want.is_nan() {
-                            got == 0x7fff
-                        } else {
-                            got == from(want)
-                        },
+                        if want.is_nan() { got == 0x7fff } else { got == from(want) },
                         "{op}.{name}x2 {v:x?}"
                     );
                 }
@@ -503,30 +364,20 @@ fn half_precision_arithmetic() {
             ("geu", |a, b| !(a < b)),
             ("nan", |a, b| a.is_nan() || b.is_nan()),
         ] {
-            exact(
-                &format!("setp.{cmp}.{name}"),
-                1,
-                &[16; 2],
-                &[values, values],
-                |v| u64::from(def(to(v[0]), to(v[1]))),
-            );
+            exact(&format!("setp.{cmp}.{name}"), 1, &[16; 2], &[values, values], |v| {
+                u64::from(def(to(v[0]), to(v[1])))
+            });
         }
-        exact(
-            &format!("max.{name}"),
-            16,
-            &[16; 2],
-            &[values, values],
-            |v| {
-                let (a, b) = (to(v[0]), to(v[1]));
-                match (a.is_nan(), b.is_nan()) {
-                    (true, true) => 0x7fff,
-                    (true, false) => v[1],
-                    (false, true) => v[0],
-                    _ if a > b || a == b && a.is_sign_positive() => v[0],
-                    _ => v[1],
-                }
-            },
-        );
+        exact(&format!("max.{name}"), 16, &[16; 2], &[values, values], |v| {
+            let (a, b) = (to(v[0]), to(v[1]));
+            match (a.is_nan(), b.is_nan()) {
+                (true, true) => 0x7fff,
+                (true, false) => v[1],
+                (false, true) => v[0],
+                _ if a > b || a == b && a.is_sign_positive() => v[0],
+                _ => v[1],
+            }
+        });
     }
 }
 
@@ -553,40 +404,18 @@ fn comparisons() {
         exact(&format!("setp.{cmp}.f32"), 1, &[32; 2], &[F32, F32], |v| {
             u64::from(def(f(v[0]).into(), f(v[1]).into()))
         });
-        exact(&format!("setp.{cmp}.f64"), 1, &[64; 2], &[F64, F64], |v| {
-            u64::from(def(d(v[0]), d(v[1])))
+        exact(&format!("setp.{cmp}.f64"), 1, &[64; 2], &[F64, F64], |v| u64::from(def(d(v[0]), d(v[1]))));
+        exact(&format!("set.{cmp}.f32.f32"), 32, &[32; 2], &[F32, F32], |v| {
+            if def(f(v[0]).into(), f(v[1]).into()) { 0x3f80_0000 } else { 0 }
         });
-        exact(
-            &format!("set.{cmp}.f32.f32"),
-            32,
-            &[32; 2],
-            &[F32, F32],
-            |v| {
-                if def(f(v[0]).into(), f(v[1]).into()) {
-                    0x3f80_0000
-                } else {
-                    0
-                }
-            },
-        );
     }
-    exact(
-        "setp.eq.ftz.f32",
-        1,
-        &[32; 2],
-        &[&F32[..6], &F32[..6]],
-        |_| 1,
-    );
+    exact("setp.eq.ftz.f32", 1, &[32; 2], &[&F32[..6], &F32[..6]], |_| 1);
 }
 
 #[test]
 fn conversions_between_floats() {
     let flush = |v: f32| {
-        if v.is_subnormal() {
-            0f32.copysign(v)
-        } else {
-            v
-        }
+        if v.is_subnormal() { 0f32.copysign(v) } else { v }
     };
     let nan16 = |v: u64, nan: bool| if nan { 0x7fff } else { v };
     exact("cvt.rn.f16.f32", 16, &[32], &[F32], |v| {
@@ -595,60 +424,30 @@ fn conversions_between_floats() {
     exact("cvt.rn.bf16.f32", 16, &[32], &[F32], |v| {
         nan16(bf16::from_f32(f(v[0])).to_bits().into(), f(v[0]).is_nan())
     });
-    exact("cvt.f32.f16", 32, &[16], &[F16], |v| {
-        bits32(f16::from_bits(v[0] as u16).to_f32())
-    });
-    exact("cvt.f32.bf16", 32, &[16], &[BF16], |v| {
-        bits32(bf16::from_bits(v[0] as u16).to_f32())
-    });
-    exact("cvt.rn.f32.f64", 32, &[64], &[F64], |v| {
-        bits32(d(v[0]) as f32)
-    });
+    exact("cvt.f32.f16", 32, &[16], &[F16], |v| bits32(f16::from_bits(v[0] as u16).to_f32()));
+    exact("cvt.f32.bf16", 32, &[16], &[BF16], |v| bits32(bf16::from_bits(v[0] as u16).to_f32()));
+    exact("cvt.rn.f32.f64", 32, &[64], &[F64], |v| bits32(d(v[0]) as f32));
     for (v, got) in results("cvt.f64.f32", 64, &[32], &[F32]) {
         assert!(d(got) == f64::from(f(v[0])) || f(v[0]).is_nan() && d(got).is_nan());
     }
-    exact("cvt.ftz.f32.f32", 32, &[32], &[F32], |v| {
-        bits32(flush(f(v[0])))
-    });
+    exact("cvt.ftz.f32.f32", 32, &[32], &[F32], |v| bits32(flush(f(v[0]))));
     exact("cvt.sat.f32.f32", 32, &[32], &[F32], |v| {
         let x = f(v[0]);
-        bits32(if x.is_nan() || x <= 0.0 {
-            0.0
-        } else {
-            x.min(1.0)
-        })
+        bits32(if x.is_nan() || x <= 0.0 { 0.0 } else { x.min(1.0) })
     });
     // Every f16 there is, and every f32 near a boundary between two of them, in all modes.
     let all: Vec<u64> = (0..0x1_0000).collect();
-    exact("cvt.f32.f16", 32, &[16], &[&all], |v| {
-        bits32(f16::from_bits(v[0] as u16).to_f32())
-    });
+    exact("cvt.f32.f16", 32, &[16], &[&all], |v| bits32(f16::from_bits(v[0] as u16).to_f32()));
     let near: Vec<u64> = (0..0x7c00u64)
         .step_by(7)
         .flat_map(|h| {
-            let (a, b) = (
-                f16::from_bits(h as u16).to_f32(),
-                f16::from_bits(h as u16 + 1).to_f32(),
-            );
-            let middle = if b.is_finite() {
-                (a + b) / 2.0
-            } else {
-                65520.0
-            };
-            [
-                middle.next_down(),
-                middle,
-                middle.next_up(),
-                a,
-                -middle,
-                a.next_up(),
-            ]
-            .map(|v| u64::from(v.to_bits()))
+            let (a, b) = (f16::from_bits(h as u16).to_f32(), f16::from_bits(h as u16 + 1).to_f32());
+            let middle = if b.is_finite() { (a + b) / 2.0 } else { 65520.0 };
+            [middle.next_down(), middle, middle.next_up(), a, -middle, a.next_up()]
+                .map(|v| u64::from(v.to_bits()))
         })
         .collect();
-    exact("cvt.rn.f16.f32", 16, &[32], &[&near], |v| {
-        f16::from_f32(f(v[0])).to_bits().into()
-    });
+    exact("cvt.rn.f16.f32", 16, &[32], &[&near], |v| f16::from_f32(f(v[0])).to_bits().into());
     for mode in MODES {
         exact(&format!("cvt.{mode}.f16.f32"), 16, &[32], &[&near], |v| {
             let x = f(v[0]);
@@ -678,32 +477,14 @@ fn conversions_between_floats() {
             )
         });
     }
-    exact(
-        "cvt.rn.f16x2.f32",
-        32,
-        &[32; 2],
-        &[&near[..60], &near[60..120]],
-        |v| {
-            u64::from(f16::from_f32(f(v[0])).to_bits()) << 16
-                | u64::from(f16::from_f32(f(v[1])).to_bits())
-        },
-    );
-    exact(
-        "cvt.rn.bf16x2.f32",
-        32,
-        &[32; 2],
-        &[&near[..60], &near[60..120]],
-        |v| {
-            u64::from(bf16::from_f32(f(v[0])).to_bits()) << 16
-                | u64::from(bf16::from_f32(f(v[1])).to_bits())
-        },
-    );
+    exact("cvt.rn.f16x2.f32", 32, &[32; 2], &[&near[..60], &near[60..120]], |v| {
+        u64::from(f16::from_f32(f(v[0])).to_bits()) << 16 | u64::from(f16::from_f32(f(v[1])).to_bits())
+    });
+    exact("cvt.rn.bf16x2.f32", 32, &[32; 2], &[&near[..60], &near[60..120]], |v| {
+        u64::from(bf16::from_f32(f(v[0])).to_bits()) << 16 | u64::from(bf16::from_f32(f(v[1])).to_bits())
+    });
     exact("cvt.rn.relu.f16.f32", 16, &[32], &[&near], |v| {
-        if f(v[0]) < 0.0 {
-            0
-        } else {
-            f16::from_f32(f(v[0])).to_bits().into()
-        }
+        if f(v[0]) < 0.0 { 0 } else { f16::from_f32(f(v[0])).to_bits().into() }
     });
     // To tf32: 13 bits go, ties away from zero.
     exact("cvt.rna.tf32.f32", 32, &[32], &[F32], |v| {
@@ -720,13 +501,9 @@ fn conversions_between_floats() {
 
 #[test]
 fn conversions_to_and_from_integers() {
-    for (name, bits, values) in [
-        ("s32", 32, I32),
-        ("u32", 32, I32),
-        ("s64", 64, I64),
-        ("u64", 64, I64),
-        ("s16", 16, I16),
-    ] {
+    for (name, bits, values) in
+        [("s32", 32, I32), ("u32", 32, I32), ("s64", 64, I64), ("u64", 64, I64), ("s16", 16, I16)]
+    {
         let value = |v: u64| match name {
             "s32" => i128::from(v as u32 as i32),
             "u32" => i128::from(v as u32),
@@ -734,23 +511,13 @@ fn conversions_to_and_from_integers() {
             "s16" => i128::from(v as u16 as i16),
             _ => i128::from(v),
         };
-        exact(&format!("cvt.rn.f32.{name}"), 32, &[bits], &[values], |v| {
-            bits32(value(v[0]) as f32)
-        });
-        exact(&format!("cvt.rn.f64.{name}"), 64, &[bits], &[values], |v| {
-            (value(v[0]) as f64).to_bits()
-        });
+        exact(&format!("cvt.rn.f32.{name}"), 32, &[bits], &[values], |v| bits32(value(v[0]) as f32));
+        exact(&format!("cvt.rn.f64.{name}"), 64, &[bits], &[values], |v| (value(v[0]) as f64).to_bits());
         for mode in MODES {
-            exact(
-                &format!("cvt.{mode}.f32.{name}"),
-                32,
-                &[bits],
-                &[values],
-                |v| {
-                    let r = value(v[0]) as f32;
-                    bits32(directed(mode, r, (value(v[0]) - r as i128) as f64))
-                },
-            );
+            exact(&format!("cvt.{mode}.f32.{name}"), 32, &[bits], &[values], |v| {
+                let r = value(v[0]) as f32;
+                bits32(directed(mode, r, (value(v[0]) - r as i128) as f64))
+            });
         }
         let (min, max) = match name {
             "s32" => (i128::from(i32::MIN), i128::from(i32::MAX)),
@@ -760,48 +527,22 @@ fn conversions_to_and_from_integers() {
             _ => (0, i128::from(u64::MAX)),
         };
         type Rounding = (&'static str, fn(f64) -> f64);
-        let roundings: [Rounding; 4] = [
-            ("rni", f64::round_ties_even),
-            ("rzi", f64::trunc),
-            ("rmi", f64::floor),
-            ("rpi", f64::ceil),
-        ];
+        let roundings: [Rounding; 4] =
+            [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
         let nan = match name {
             "s64" | "u64" => 1u64 << 63,
             _ => 0,
         };
         for (mode, def) in roundings {
             let to_int = |x: f64| {
-                if x.is_nan() {
-                    nan
-                } else {
-                    (def(x) as i128).clamp(min, max) as u64
-                }
+                if x.is_nan() { nan } else { (def(x) as i128).clamp(min, max) as u64 }
             };
-            exact(
-                &format!("cvt.{mode}.{name}.f32"),
-                bits,
-                &[32],
-                &[F32],
-                |v| to_int(f(v[0]).into()),
-            );
-            exact(
-                &format!("cvt.{mode}.{name}.f64"),
-                bits,
-                &[64],
-                &[F64],
-                |v| to_int(d(v[0])),
-            );
-            exact(
-                &format!("cvt.{mode}.{name}.f16"),
-                bits,
-                &[16],
-                &[F16],
-                |v| to_int(f16::from_bits(v[0] as u16).into()),
-            );
-            exact(&format!("cvt.{mode}.f32.f32"), 32, &[32], &[F32], |v| {
-                bits32(def(f(v[0]).into()) as f32)
+            exact(&format!("cvt.{mode}.{name}.f32"), bits, &[32], &[F32], |v| to_int(f(v[0]).into()));
+            exact(&format!("cvt.{mode}.{name}.f64"), bits, &[64], &[F64], |v| to_int(d(v[0])));
+            exact(&format!("cvt.{mode}.{name}.f16"), bits, &[16], &[F16], |v| {
+                to_int(f16::from_bits(v[0] as u16).into())
             });
+            exact(&format!("cvt.{mode}.f32.f32"), 32, &[32], &[F32], |v| bits32(def(f(v[0]).into()) as f32));
         }
     }
     // ex2 splits its argument like this.

@@ -194,17 +194,10 @@ fn errors_name_the_line() {
         )
     };
     let unsupported = |line: &str| match Module::parse(&body(line)) {
-        Err(Error::Unsupported {
-            line: 7,
-            instruction,
-            ..
-        }) => instruction,
+        Err(Error::Unsupported { line: 7, instruction, .. }) => instruction,
         other => panic!("{line}: {other:?}"),
     };
-    assert_eq!(
-        unsupported("wgmma.fence.sync.aligned;"),
-        "wgmma.fence.sync.aligned"
-    );
+    assert_eq!(unsupported("wgmma.fence.sync.aligned;"), "wgmma.fence.sync.aligned");
     unsupported("mbarrier.init.shared.b64 [%r1], 1;");
     unsupported("cp.async.bulk.commit_group;");
     unsupported("tex.2d.v4.f32.f32 {%r1,%r1,%r1,%r1}, [t, {%r1,%r1}];");
@@ -229,13 +222,9 @@ fn errors_name_the_line() {
 fn huge_demands_are_refused_or_cost_nothing() {
     let head = ".version 8.0\n.target sm_80\n.address_size 64\n";
     // A billion registers declared, none used.
-    let module = Module::parse(&format!(
-        "{head}.visible .entry k() {{ .reg .b32 %r<1000000000>; ret; }}"
-    ))
-    .unwrap();
-    module
-        .launch(&mut Gpu::new(), "k", &Launch::default())
-        .unwrap();
+    let module =
+        Module::parse(&format!("{head}.visible .entry k() {{ .reg .b32 %r<1000000000>; ret; }}")).unwrap();
+    module.launch(&mut Gpu::new(), "k", &Launch::default()).unwrap();
     let cases = [
         ".global .b8 x[4294967296];".to_owned(),
         ".global .b8 x[1000000000];.global .b8 y[1000000000];.global .b8 z[1000000000];.global .b8 w[1000000000];.global .b8 v[1000000000];".to_owned(),
@@ -246,35 +235,17 @@ fn huge_demands_are_refused_or_cost_nothing() {
         format!(".global .b32 x[4] = {}1{};", "{".repeat(5000), "}".repeat(5000)),
     ];
     for text in cases {
-        assert!(
-            Module::parse(&format!("{head}{text}")).is_err(),
-            "{}",
-            &text[..60.min(text.len())]
-        );
+        assert!(Module::parse(&format!("{head}{text}")).is_err(), "{}", &text[..60.min(text.len())]);
     }
-    let module = Module::parse(&format!(
-        "{head}.visible .entry k() {{ .shared .b8 s[1000000]; ret; }}"
-    ))
-    .unwrap();
-    assert!(matches!(
-        module.launch(&mut Gpu::new(), "k", &Launch::default()),
-        Err(Error::Launch { .. })
-    ));
+    let module =
+        Module::parse(&format!("{head}.visible .entry k() {{ .shared .b8 s[1000000]; ret; }}")).unwrap();
+    assert!(matches!(module.launch(&mut Gpu::new(), "k", &Launch::default()), Err(Error::Launch { .. })));
     // Many blocks, loops in loops: linear enough.
     let mut code = String::new();
     for i in 0..20_000 {
         code += &format!("L{i}: @%p1 bra L{};\n", i / 2);
     }
-    let module = Module::parse(&format!(
-        "{head}.visible .entry k() {{ .reg .pred %p<2>; {code} ret; }}"
-    ))
-    .unwrap();
-    let _ = module.launch(
-        &mut Gpu::new(),
-        "k",
-        &Launch {
-            step_limit: 1000,
-            ..Launch::default()
-        },
-    );
+    let module =
+        Module::parse(&format!("{head}.visible .entry k() {{ .reg .pred %p<2>; {code} ret; }}")).unwrap();
+    let _ = module.launch(&mut Gpu::new(), "k", &Launch { step_limit: 1000, ..Launch::default() });
 }

@@ -27,11 +27,7 @@ fn run_vectors(template: &str, inputs: &[Vec<[u32; 32]>], outputs: usize) -> Vec
     let mut text = template.to_owned();
     let mut next = 0;
     for (k, input) in inputs.iter().enumerate() {
-        let names: Vec<String> = input
-            .iter()
-            .enumerate()
-            .map(|(i, _)| format!("%a{}", next + i))
-            .collect();
+        let names: Vec<String> = input.iter().enumerate().map(|(i, _)| format!("%a{}", next + i)).collect();
         for (i, name) in names.iter().enumerate() {
             body += &format!("ld.global.b32 {name}, [%rd1+{}];\n", (next + i) * 128);
         }
@@ -56,15 +52,7 @@ add.s64 %rd1, %rd1, %rd3; add.s64 %rd2, %rd2, %rd3;\n{body}ret;\n}}"
     let (a, d) = (upload(&mut gpu, &all), gpu.alloc(outputs * 128));
     let params: &[&[u8]] = params![a, d];
     module
-        .launch(
-            &mut gpu,
-            "k",
-            &Launch {
-                block: [32, 1, 1],
-                params,
-                ..Launch::default()
-            },
-        )
+        .launch(&mut gpu, "k", &Launch { block: [32, 1, 1], params, ..Launch::default() })
         .unwrap_or_else(|e| panic!("{e}\n{ptx}"));
     let out = download::<u32>(&gpu, d, outputs * 32);
     out.chunks(32).map(|c| c.try_into().unwrap()).collect()
@@ -127,46 +115,11 @@ fn mma_fragments() {
     let int = |v: i64| v as u64 & 0xffff_ffff;
     let k16 = ["f16 m16n8k16 A", "f16 m16n8k16 B", "f32 m16n8 C"];
     let k8 = ["f16 m16n8k8 A", "f16 m16n8k8 B", "f32 m16n8 C"];
-    check(
-        "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32",
-        k16,
-        16,
-        [16, 32],
-        h,
-        s,
-    );
-    check(
-        "mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32",
-        k16,
-        16,
-        [16, 32],
-        bf,
-        s,
-    );
-    check(
-        "mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16",
-        k16,
-        16,
-        [16, 16],
-        h,
-        h,
-    );
-    check(
-        "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32",
-        k8,
-        8,
-        [16, 32],
-        h,
-        s,
-    );
-    check(
-        "mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32",
-        k8,
-        8,
-        [16, 32],
-        bf,
-        s,
-    );
+    check("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32", k16, 16, [16, 32], h, s);
+    check("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32", k16, 16, [16, 32], bf, s);
+    check("mma.sync.aligned.m16n8k16.row.col.f16.f16.f16.f16", k16, 16, [16, 16], h, h);
+    check("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32", k8, 8, [16, 32], h, s);
+    check("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32", k8, 8, [16, 32], bf, s);
     let tf = |k: &'static str| -> [&'static str; 3] {
         if k == "4" {
             ["tf32 m16n8k4 A", "tf32 m16n8k4 B", "f32 m16n8 C"]
@@ -174,40 +127,12 @@ fn mma_fragments() {
             ["tf32 m16n8k8 A", "tf32 m16n8k8 B", "f32 m16n8 C"]
         }
     };
-    check(
-        "mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32",
-        tf("4"),
-        4,
-        [32, 32],
-        s,
-        s,
-    );
-    check(
-        "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32",
-        tf("8"),
-        8,
-        [32, 32],
-        s,
-        s,
-    );
+    check("mma.sync.aligned.m16n8k4.row.col.f32.tf32.tf32.f32", tf("4"), 4, [32, 32], s, s);
+    check("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32", tf("8"), 8, [32, 32], s, s);
     let i16 = ["s8 m16n8k16 A", "s8 m16n8k16 B", "f32 m16n8 C"];
     let i32 = ["s8 m16n8k32 A", "s8 m16n8k32 B", "f32 m16n8 C"];
-    check(
-        "mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32",
-        i16,
-        16,
-        [8, 32],
-        byte,
-        int,
-    );
-    check(
-        "mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32",
-        i32,
-        32,
-        [8, 32],
-        byte,
-        int,
-    );
+    check("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32", i16, 16, [8, 32], byte, int);
+    check("mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32", i32, 32, [8, 32], byte, int);
     let d = |v: i64| (v as f64).to_bits();
     // The registers of f64 operands are pairs: built from halves.
     let names = ["f64 m8n8k4 A", "f64 m8n8k4 B", "f64 m8n8 C"];
@@ -216,19 +141,14 @@ fn mma_fragments() {
         scatter(names[1], 64, |r, c| d(b(r, c))),
         scatter(names[2], 64, |row, col| d(c(row, col))),
     ];
-    let split: Vec<Vec<[u32; 32]>> = vec![
-        inputs[0].clone(),
-        inputs[1].clone(),
-        inputs[2][..2].to_vec(),
-        inputs[2][2..].to_vec(),
-    ];
+    let split: Vec<Vec<[u32; 32]>> =
+        vec![inputs[0].clone(), inputs[1].clone(), inputs[2][..2].to_vec(), inputs[2][2..].to_vec()];
     let text = "{ .reg .b64 a, b, c<2>, e<2>; mov.b64 a, $1; mov.b64 b, $2; mov.b64 c0, $3; mov.b64 c1, $4;
         mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {e0,e1}, {a}, {b}, {c0,c1};
         mov.b64 {%d0,%d1}, e0; mov.b64 {%d2,%d3}, e1; }";
     let got = run_vectors(text, &split, 4);
-    let want = scatter(names[2], 64, |row, col| {
-        d(c(row, col) + (0..4).map(|i| a(row, i) * b(i, col)).sum::<i64>())
-    });
+    let want =
+        scatter(names[2], 64, |row, col| d(c(row, col) + (0..4).map(|i| a(row, i) * b(i, col)).sum::<i64>()));
     assert_eq!(got, want);
 }
 
@@ -236,11 +156,7 @@ fn mma_fragments() {
 #[test]
 fn integer_mma_signs_and_saturation() {
     let names = ["s8 m16n8k16 A", "s8 m16n8k16 B", "f32 m16n8 C"];
-    for (types, sa, sb) in [
-        ("u8.s8", false, true),
-        ("s8.u8", true, false),
-        ("u8.u8", false, false),
-    ] {
+    for (types, sa, sb) in [("u8.s8", false, true), ("s8.u8", true, false), ("u8.u8", false, false)] {
         let inputs = [
             scatter(names[0], 8, |r, c| 0x80 + (r + c) as u64),
             scatter(names[1], 8, |r, c| 0xf0 + (r ^ c) as u64),
@@ -252,11 +168,7 @@ fn integer_mma_signs_and_saturation() {
             4,
         );
         let value = |v: u64, signed: bool| {
-            if signed {
-                i64::from(v as u8 as i8)
-            } else {
-                v as i64
-            }
+            if signed { i64::from(v as u8 as i8) } else { v as i64 }
         };
         let want = scatter(names[2], 32, |row, col| {
             let sum: i64 = (0..16)
@@ -266,13 +178,9 @@ fn integer_mma_signs_and_saturation() {
         });
         assert_eq!(got, want, "{types}");
     }
-    for (sat, want) in [
-        (
-            "",
-            0x8000_0000u32.wrapping_add(15 * 127 * 127 + 127 * 127 - 1),
-        ),
-        (".satfinite", 0x7fff_ffff),
-    ] {
+    for (sat, want) in
+        [("", 0x8000_0000u32.wrapping_add(15 * 127 * 127 + 127 * 127 - 1)), (".satfinite", 0x7fff_ffff)]
+    {
         let inputs = [
             scatter(names[0], 8, |_, _| 127),
             scatter(names[1], 8, |_, _| 127),
@@ -293,19 +201,11 @@ fn mma_special_values() {
     let names = ["tf32 m16n8k8 A", "tf32 m16n8k8 B", "f32 m16n8 C"];
     let run = |x: u32, y: u32| {
         let inputs = [
-            scatter(names[0], 32, |r, c| {
-                if (r, c) == (0, 0) { u64::from(x) } else { 0 }
-            }),
-            scatter(names[1], 32, |r, c| {
-                if (r, c) == (0, 0) { u64::from(y) } else { 0 }
-            }),
+            scatter(names[0], 32, |r, c| if (r, c) == (0, 0) { u64::from(x) } else { 0 }),
+            scatter(names[1], 32, |r, c| if (r, c) == (0, 0) { u64::from(y) } else { 0 }),
             scatter(names[2], 32, |_, _| 0),
         ];
-        run_vectors(
-            "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 $d, $1, $2, $3",
-            &inputs,
-            4,
-        )[0][0]
+        run_vectors("mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32 $d, $1, $2, $3", &inputs, 4)[0][0]
     };
     assert_eq!(run(0x3f80_1fff, 0x4000_0000), 0x4000_0000);
     assert_eq!(run(0x7f80_0000, 0x3f80_0000), 0x7f80_0000);
@@ -319,12 +219,7 @@ fn ldmatrix_stmatrix_movmatrix() {
     for count in [1usize, 2, 4] {
         for trans in [false, true] {
             let modifier = if trans { ".trans" } else { "" };
-            let list = |p: &str| {
-                (0..count)
-                    .map(|i| format!("%{p}{i}"))
-                    .collect::<Vec<_>>()
-                    .join(",")
-            };
+            let list = |p: &str| (0..count).map(|i| format!("%{p}{i}")).collect::<Vec<_>>().join(",");
             // Rows 80 bytes apart; lane l gives row l.
             let fill = "{ .reg .b32 x, y, z; .shared .align 16 .b8 s[2560]; mov.u32 x, s; mov.u32 y, %tid.x; mad.lo.u32 x, y, 80, x;
                 mul.lo.u32 z, y, 8; ";
@@ -364,20 +259,12 @@ fn ldmatrix_stmatrix_movmatrix() {
             for (i, part) in rows.iter().enumerate() {
                 for (row, &got) in part[..count * 8].iter().enumerate() {
                     let number = (row * 8 + 2 * i) as u32;
-                    assert_eq!(
-                        got,
-                        (number + 1) << 16 | number,
-                        "stmatrix x{count}{modifier}"
-                    );
+                    assert_eq!(got, (number + 1) << 16 | number, "stmatrix x{count}{modifier}");
                 }
             }
         }
     }
     let fragment = scatter("ldmatrix", 16, |r, c| (r * 8 + c) as u64);
-    let got = run_vectors(
-        "movmatrix.sync.aligned.m8n8.trans.b16 %d0, %a0;/* $1 */",
-        &[fragment],
-        1,
-    );
+    let got = run_vectors("movmatrix.sync.aligned.m8n8.trans.b16 %d0, %a0;/* $1 */", &[fragment], 1);
     assert_eq!(got, scatter("ldmatrix", 16, |r, c| (c * 8 + r) as u64));
 }

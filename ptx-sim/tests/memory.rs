@@ -28,19 +28,10 @@ ret;
 fn words(decls: &str, body: &str, input: &[u32], threads: u32) -> (Vec<u32>, Counters) {
     let module = build(decls, body);
     let mut gpu = Gpu::new();
-    let (a, b) = (
-        upload(&mut gpu, input),
-        upload(&mut gpu, &[0xabab_abab_u32; 128]),
-    );
+    let (a, b) = (upload(&mut gpu, input), upload(&mut gpu, &[0xabab_abab_u32; 128]));
     let params: &[&[u8]] = params![a, b];
-    let launch = Launch {
-        block: [threads, 1, 1],
-        params,
-        ..Launch::default()
-    };
-    let report = module
-        .launch(&mut gpu, "k", &launch)
-        .unwrap_or_else(|e| panic!("{body}\n{e}"));
+    let launch = Launch { block: [threads, 1, 1], params, ..Launch::default() };
+    let report = module.launch(&mut gpu, "k", &launch).unwrap_or_else(|e| panic!("{body}\n{e}"));
     (download(&gpu, b, 128), report.counters)
 }
 
@@ -48,16 +39,7 @@ fn out(body: &str, input: &[u32], threads: u32) -> Vec<u32> {
     words("", body, input, threads).0[..threads as usize].to_vec()
 }
 
-const INPUT: &[u32] = &[
-    0x8081_8283,
-    0x0405_0607,
-    0xffff_fffe,
-    0x7fff_ffff,
-    5,
-    6,
-    7,
-    8,
-];
+const INPUT: &[u32] = &[0x8081_8283, 0x0405_0607, 0xffff_fffe, 0x7fff_ffff, 5, 6, 7, 8];
 
 #[test]
 fn loads_extend_and_vectors_split() {
@@ -65,40 +47,19 @@ fn loads_extend_and_vectors_split() {
     let run = |load: &str| words("", &format!("{load}\n{store}"), INPUT, 1).0[..4].to_vec();
     let fill = "mov.u32 %r2, 0; mov.u32 %r3, 0; mov.u32 %r4, 0;";
     assert_eq!(run(&format!("{fill} ld.global.u8 %r1, [%rd0+1];"))[0], 0x82);
+    assert_eq!(run(&format!("{fill} ld.global.s8 %r1, [%rd0+1];"))[0], 0xffff_ff82);
+    assert_eq!(run(&format!("{fill} ld.global.s16 %r1, [%rd0+2];"))[0], 0xffff_8081);
+    assert_eq!(run(&format!("{fill} ld.global.b16 %r1, [%rd0+2];"))[0], 0x8081);
+    assert_eq!(run("ld.global.nc.L1::no_allocate.v4.u32 {%r1,%r2,%r3,%r4}, [%rd0+0];"), INPUT[..4]);
+    assert_eq!(run(&format!("{fill} ld.global.v2.u32 {{%r1,%r2}}, [%rd0+8];"))[..2], INPUT[2..4]);
+    assert_eq!(run("ld.global.v4.u8 {%r1,%r2,%r3,%r4}, [%rd0];"), [0x83, 0x82, 0x81, 0x80]);
     assert_eq!(
-        run(&format!("{fill} ld.global.s8 %r1, [%rd0+1];"))[0],
-        0xffff_ff82
-    );
-    assert_eq!(
-        run(&format!("{fill} ld.global.s16 %r1, [%rd0+2];"))[0],
-        0xffff_8081
-    );
-    assert_eq!(
-        run(&format!("{fill} ld.global.b16 %r1, [%rd0+2];"))[0],
-        0x8081
-    );
-    assert_eq!(
-        run("ld.global.nc.L1::no_allocate.v4.u32 {%r1,%r2,%r3,%r4}, [%rd0+0];"),
+        run("ld.global.v2.b64 {%rd5,%rd6}, [%rd0]; mov.b64 {%r1,%r2}, %rd5; mov.b64 {%r3,%r4}, %rd6;"),
         INPUT[..4]
     );
     assert_eq!(
-        run(&format!("{fill} ld.global.v2.u32 {{%r1,%r2}}, [%rd0+8];"))[..2],
-        INPUT[2..4]
-    );
-    assert_eq!(
-        run("ld.global.v4.u8 {%r1,%r2,%r3,%r4}, [%rd0];"),
-        [0x83, 0x82, 0x81, 0x80]
-    );
-    assert_eq!(
-        run(
-            "ld.global.v2.b64 {%rd5,%rd6}, [%rd0]; mov.b64 {%r1,%r2}, %rd5; mov.b64 {%r3,%r4}, %rd6;"
-        ),
-        INPUT[..4]
-    );
-    assert_eq!(
-        run(&format!(
-            "{fill} ld.global.s32 %rd5, [%rd0+8]; shr.s64 %rd5, %rd5, 8; cvt.u32.u64 %r1, %rd5;"
-        ))[0],
+        run(&format!("{fill} ld.global.s32 %rd5, [%rd0+8]; shr.s64 %rd5, %rd5, 8; cvt.u32.u64 %r1, %rd5;"))
+            [0],
         0xffff_ffff
     );
     // Generic addresses find their space.
@@ -106,10 +67,7 @@ fn loads_extend_and_vectors_split() {
     let body = "cvta.shared.u64 %rd5, s; mov.u32 %r1, s; st.u32 [%rd5+4], 77; ld.shared.u32 %r2, [%r1+4]; st.global.u32 [%rd1], %r2;
         isspacep.shared %p1, %rd5; selp.u32 %r3, 1, 0, %p1; st.global.u32 [%rd1+4], %r3; cvta.to.shared.u64 %rd6, %rd5; ld.shared.u32 %r4, [%rd6+4]; st.global.u32 [%rd1+8], %r4;
         isspacep.global %p1, %rd0; selp.u32 %r3, 1, 0, %p1; st.global.u32 [%rd1+12], %r3;";
-    let mov = body.replace(
-        "cvta.shared.u64 %rd5, s;",
-        "mov.u64 %rd4, s; cvta.shared.u64 %rd5, %rd4;",
-    );
+    let mov = body.replace("cvta.shared.u64 %rd5, s;", "mov.u64 %rd4, s; cvta.shared.u64 %rd5, %rd4;");
     assert_eq!(words(shared, &mov, INPUT, 1).0[..4], [77, 1, 77, 1]);
     // Both halves of a warp in different spaces with one instruction.
     let mixed = "mov.u64 %rd4, s; cvta.shared.u64 %rd5, %rd4; setp.lt.u32 %p1, %r0, 16; st.shared.u32 [s], 9; bar.warp.sync -1; selp.b64 %rd6, %rd5, %rd0, %p1;
@@ -127,16 +85,7 @@ fn constants_and_globals_of_the_module() {
     let b = upload(&mut gpu, &[0u32; 4]);
     let params: &[&[u8]] = params![b, b];
     for launch in 1..3u32 {
-        module
-            .launch(
-                &mut gpu,
-                "k",
-                &Launch {
-                    params,
-                    ..Launch::default()
-                },
-            )
-            .unwrap();
+        module.launch(&mut gpu, "k", &Launch { params, ..Launch::default() }).unwrap();
         // Module variables keep their value from launch to launch.
         assert_eq!(download::<u32>(&gpu, b, 3), [32, 0x3f80_0000, 1 + launch]);
     }
@@ -157,18 +106,12 @@ fn parameters_by_value_and_dynamic_indices() {
     let mut gpu = Gpu::new();
     let p = gpu.alloc(24);
     let mut s = Vec::new();
-    [0x0001_0001u32, 2, 3, 4, 5, 6]
-        .iter()
-        .for_each(|v| v.put(&mut s));
+    [0x0001_0001u32, 2, 3, 4, 5, 6].iter().for_each(|v| v.put(&mut s));
     module
         .launch(
             &mut gpu,
             "k",
-            &Launch {
-                block: [6, 1, 1],
-                params: &[&s, &p.to_le_bytes()],
-                ..Launch::default()
-            },
+            &Launch { block: [6, 1, 1], params: &[&s, &p.to_le_bytes()], ..Launch::default() },
         )
         .unwrap();
     assert_eq!(download::<u32>(&gpu, p, 6), [0x2_0007, 9, 11, 13, 15, 17]);
@@ -177,11 +120,7 @@ fn parameters_by_value_and_dynamic_indices() {
 #[test]
 fn atomics() {
     let each = |op: &str, start: u32| {
-        let global = out(
-            &format!("atom.global.{op};\nst.global.u32 [%rd2], %r1;"),
-            &[start],
-            4,
-        );
+        let global = out(&format!("atom.global.{op};\nst.global.u32 [%rd2], %r1;"), &[start], 4);
         let shared = words(
             ".shared .align 4 .b32 s;",
             &format!(
@@ -208,27 +147,17 @@ fn atomics() {
     assert_eq!(out(body, &[0], 64), [32f32.to_bits(); 64]);
     let body = "mov.u64 %rd5, 4294967295; atom.global.add.u64 %rd6, [%rd0], %rd5; shr.u64 %rd6, %rd6, 32; cvt.u32.u64 %r1, %rd6; st.global.u32 [%rd2], %r1;";
     assert_eq!(out(body, &[2, 0], 3), [0, 1, 2]);
-    let body = "mov.b32 %r1, 0x3c004000; atom.global.add.noftz.f16x2 %r2, [%rd0], %r1; st.global.u32 [%rd2], %r2;";
+    let body =
+        "mov.b32 %r1, 0x3c004000; atom.global.add.noftz.f16x2 %r2, [%rd0], %r1; st.global.u32 [%rd2], %r2;";
     assert_eq!(out(body, &[0], 2), [0, 0x3c00_4000]);
     // From many blocks at once.
-    let module = build(
-        "",
-        "red.global.add.u32 [%rd1], 1; atom.global.add.f64 %fd1, [%rd1+8], 0d3FF0000000000000;",
-    );
+    let module =
+        build("", "red.global.add.u32 [%rd1], 1; atom.global.add.f64 %fd1, [%rd1+8], 0d3FF0000000000000;");
     let mut gpu = Gpu::new();
     let b = upload(&mut gpu, &[0u32; 4]);
     let params: &[&[u8]] = params![b, b];
     module
-        .launch(
-            &mut gpu,
-            "k",
-            &Launch {
-                grid: [64, 1, 1],
-                block: [128, 1, 1],
-                params,
-                ..Launch::default()
-            },
-        )
+        .launch(&mut gpu, "k", &Launch { grid: [64, 1, 1], block: [128, 1, 1], params, ..Launch::default() })
         .unwrap();
     assert_eq!(download::<u32>(&gpu, b, 1), [64 * 128]);
     assert_eq!(download::<f64>(&gpu, b + 8, 1), [64.0 * 128.0]);
@@ -241,12 +170,7 @@ fn shuffles_against_the_manual() {
         ("up", |l, b, max, _| (l - b, l - b >= max)),
         ("down", |l, b, max, _| (l + b, l + b <= max)),
         ("bfly", |l, b, max, _| (l ^ b, (l ^ b) <= max)),
-        ("idx", |l, b, max, seg| {
-            (
-                (l & seg) | (b & !seg & 31),
-                ((l & seg) | (b & !seg & 31)) <= max,
-            )
-        }),
+        ("idx", |l, b, max, seg| ((l & seg) | (b & !seg & 31), ((l & seg) | (b & !seg & 31)) <= max)),
     ];
     for (mode, def) in modes {
         for c in [0u32, 31, 0x1c1f, 0x1803, 0x101f, 0x1800] {
@@ -272,45 +196,19 @@ fn shuffles_against_the_manual() {
 fn votes_matches_and_reductions() {
     let data: Vec<u32> = (0..32).map(|i| i * 7 % 5).collect();
     let load = "mul.wide.u32 %rd5, %r0, 4; add.u64 %rd5, %rd0, %rd5; ld.global.u32 %r1, [%rd5]; setp.eq.u32 %p1, %r1, 2;";
-    let run = |op: &str| {
-        out(
-            &format!("{load} {op} st.global.u32 [%rd2], %r2;"),
-            &data,
-            32,
-        )
-    };
+    let run = |op: &str| out(&format!("{load} {op} st.global.u32 [%rd2], %r2;"), &data, 32);
     let ballot: u32 = (0..32).map(|i| u32::from(data[i] == 2) << i).sum();
     assert_eq!(run("vote.sync.ballot.b32 %r2, %p1, -1;"), [ballot; 32]);
-    assert_eq!(
-        run("vote.sync.any.pred %p2, %p1, -1; selp.u32 %r2, 1, 0, %p2;"),
-        [1; 32]
-    );
-    assert_eq!(
-        run("vote.sync.all.pred %p2, !%p1, -1; selp.u32 %r2, 1, 0, %p2;"),
-        [0; 32]
-    );
-    assert_eq!(
-        run("vote.sync.uni.pred %p2, %p1, -1; selp.u32 %r2, 1, 0, %p2;"),
-        [0; 32]
-    );
+    assert_eq!(run("vote.sync.any.pred %p2, %p1, -1; selp.u32 %r2, 1, 0, %p2;"), [1; 32]);
+    assert_eq!(run("vote.sync.all.pred %p2, !%p1, -1; selp.u32 %r2, 1, 0, %p2;"), [0; 32]);
+    assert_eq!(run("vote.sync.uni.pred %p2, %p1, -1; selp.u32 %r2, 1, 0, %p2;"), [0; 32]);
     assert_eq!(run("activemask.b32 %r2;"), [!0; 32]);
-    let same: Vec<u32> = (0..32)
-        .map(|i| (0..32).map(|j| u32::from(data[i] == data[j]) << j).sum())
-        .collect();
+    let same: Vec<u32> = (0..32).map(|i| (0..32).map(|j| u32::from(data[i] == data[j]) << j).sum()).collect();
     assert_eq!(run("match.any.sync.b32 %r2, %r1, -1;"), same);
     assert_eq!(run("match.all.sync.b32 %r2|%p2, %r1, -1;"), [0; 32]);
-    assert_eq!(
-        run("redux.sync.add.u32 %r2, %r1, -1;"),
-        [data.iter().sum::<u32>(); 32]
-    );
-    assert_eq!(
-        run("sub.s32 %r1, %r1, 3; redux.sync.min.s32 %r2, %r1, -1;"),
-        [-3i32 as u32; 32]
-    );
-    assert_eq!(
-        run("redux.sync.xor.b32 %r2, %r1, -1;"),
-        [data.iter().fold(0, |a, b| a ^ b); 32]
-    );
+    assert_eq!(run("redux.sync.add.u32 %r2, %r1, -1;"), [data.iter().sum::<u32>(); 32]);
+    assert_eq!(run("sub.s32 %r1, %r1, 3; redux.sync.min.s32 %r2, %r1, -1;"), [-3i32 as u32; 32]);
+    assert_eq!(run("redux.sync.xor.b32 %r2, %r1, -1;"), [data.iter().fold(0, |a, b| a ^ b); 32]);
     assert_eq!(
         run("elect.sync %r2|%p2, -1; selp.u32 %r3, 100, 0, %p2; add.u32 %r2, %r2, %r3;")[..2],
         [100, 0]
@@ -319,10 +217,7 @@ fn votes_matches_and_reductions() {
     let halves = run(
         "setp.lt.u32 %p2, %r0, 16; selp.u32 %r3, 0xffff, 0xffff0000, %p2; redux.sync.add.u32 %r2, %r1, %r3;",
     );
-    assert_eq!(
-        (halves[0], halves[31]),
-        (data[..16].iter().sum(), data[16..].iter().sum())
-    );
+    assert_eq!((halves[0], halves[31]), (data[..16].iter().sum(), data[16..].iter().sum()));
 }
 
 #[test]
@@ -348,10 +243,7 @@ fn special_registers() {
     let got = download::<u32>(&gpu, p, 120 * 8);
     for (i, row) in got.chunks(8).enumerate() {
         let (t, block) = (i as u32 % 60, i as u32 / 60);
-        assert_eq!(
-            row,
-            [t % 32, t / 32, (1 << (t % 32)) - 1, 2, 3, block, 2, 48]
-        );
+        assert_eq!(row, [t % 32, t / 32, (1 << (t % 32)) - 1, 2, 3, block, 2, 48]);
     }
 }
 
@@ -372,10 +264,7 @@ fn block_reductions_and_indirect_branches_and_calls() {
     assert_eq!(words(decls, body, &[0], 32).0[..6], [0, 2, 4, 4, 8, 6]);
     // Recursion to a depth that differs from lane to lane.
     let body = "{ .param .b32 a; .param .b32 b; st.param.b32 [a], %r0; call (b), fact, (a); ld.param.b32 %r2, [b]; } bar.sync 0; st.global.u32 [%rd2], %r2;";
-    assert_eq!(
-        words(decls, body, &[0], 32).0[1..8],
-        [1, 2, 6, 24, 120, 720, 5040]
-    );
+    assert_eq!(words(decls, body, &[0], 32).0[1..8], [1, 2, 6, 24, 120, 720, 5040]);
 }
 
 /// Global accesses with `index` computed from the thread in %r0 into %r1, of `ty` elements.
@@ -389,56 +278,22 @@ fn global(index: &str, ty: &str, bytes: u32, regs: &str) -> Counters {
 #[test]
 fn sectors_by_hand() {
     let t = |c: Counters| {
-        (
-            c.global_load.requests,
-            c.global_load.sectors,
-            c.global_load.min_sectors,
-            c.global_load.lines,
-        )
+        (c.global_load.requests, c.global_load.sectors, c.global_load.min_sectors, c.global_load.lines)
     };
-    assert_eq!(
-        t(global("mov.u32 %r1, %r0;", "u32", 4, "%r2")),
-        (1, 4, 4, 1)
-    );
-    assert_eq!(
-        t(global(
-            "mov.u32 %r1, %r0;",
-            "v4.u32",
-            16,
-            "{%r2,%r3,%r4,%r5}"
-        )),
-        (1, 16, 16, 4)
-    );
+    assert_eq!(t(global("mov.u32 %r1, %r0;", "u32", 4, "%r2")), (1, 4, 4, 1));
+    assert_eq!(t(global("mov.u32 %r1, %r0;", "v4.u32", 16, "{%r2,%r3,%r4,%r5}")), (1, 16, 16, 4));
     assert_eq!(t(global("mov.u32 %r1, 5;", "u32", 4, "%r2")), (1, 1, 1, 1));
     // One element past an aligned start touches a fifth sector.
-    assert_eq!(
-        t(global("add.u32 %r1, %r0, 1;", "u32", 4, "%r2")),
-        (1, 5, 4, 2)
-    );
+    assert_eq!(t(global("add.u32 %r1, %r0, 1;", "u32", 4, "%r2")), (1, 5, 4, 2));
     // A stride of 32 bytes wastes seven eighths; of 128 bytes, a line each.
-    assert_eq!(
-        t(global("mul.lo.u32 %r1, %r0, 8;", "u32", 4, "%r2")),
-        (1, 32, 4, 8)
-    );
-    assert_eq!(
-        t(global("mul.lo.u32 %r1, %r0, 32;", "u32", 4, "%r2")),
-        (1, 32, 4, 32)
-    );
+    assert_eq!(t(global("mul.lo.u32 %r1, %r0, 8;", "u32", 4, "%r2")), (1, 32, 4, 8));
+    assert_eq!(t(global("mul.lo.u32 %r1, %r0, 32;", "u32", 4, "%r2")), (1, 32, 4, 32));
     // Order does not matter, and bytes are shared.
-    assert_eq!(
-        t(global("xor.b32 %r1, %r0, 31;", "u32", 4, "%r2")),
-        (1, 4, 4, 1)
-    );
-    assert_eq!(
-        t(global("shr.u32 %r1, %r0, 1;", "u32", 4, "%r2")),
-        (1, 2, 2, 1)
-    );
+    assert_eq!(t(global("xor.b32 %r1, %r0, 31;", "u32", 4, "%r2")), (1, 4, 4, 1));
+    assert_eq!(t(global("shr.u32 %r1, %r0, 1;", "u32", 4, "%r2")), (1, 2, 2, 1));
     assert_eq!(t(global("mov.u32 %r1, %r0;", "u8", 1, "%r2")), (1, 1, 1, 1));
     let c = global("mul.lo.u32 %r1, %r0, 8;", "u32", 4, "%r2");
-    assert_eq!(
-        (c.global_load.bytes, c.global_load.efficiency()),
-        (128, 0.125)
-    );
+    assert_eq!((c.global_load.bytes, c.global_load.efficiency()), (128, 0.125));
 }
 
 fn shared(index: &str, ty: &str, bytes: u32, regs: &str) -> Counters {
@@ -450,71 +305,24 @@ fn shared(index: &str, ty: &str, bytes: u32, regs: &str) -> Counters {
 
 #[test]
 fn bank_conflicts_by_hand() {
-    let b = |c: Counters| {
-        (
-            c.shared_store.requests,
-            c.shared_store.phases,
-            c.shared_store.cycles,
-        )
-    };
+    let b = |c: Counters| (c.shared_store.requests, c.shared_store.phases, c.shared_store.cycles);
     assert_eq!(b(shared("mov.u32 %r1, %r0;", "u32", 4, "%r2")), (1, 1, 1));
     // All lanes on one word: a broadcast.
     assert_eq!(b(shared("mov.u32 %r1, 3;", "u32", 4, "%r2")), (1, 1, 1));
     // Strides: 2 words two-way, 32 words all in one bank, 33 words none.
-    assert_eq!(
-        b(shared("mul.lo.u32 %r1, %r0, 2;", "u32", 4, "%r2")),
-        (1, 1, 2)
-    );
-    assert_eq!(
-        b(shared("mul.lo.u32 %r1, %r0, 32;", "u32", 4, "%r2")),
-        (1, 1, 32)
-    );
-    assert_eq!(
-        b(shared("mul.lo.u32 %r1, %r0, 33;", "u32", 4, "%r2")),
-        (1, 1, 1)
-    );
+    assert_eq!(b(shared("mul.lo.u32 %r1, %r0, 2;", "u32", 4, "%r2")), (1, 1, 2));
+    assert_eq!(b(shared("mul.lo.u32 %r1, %r0, 32;", "u32", 4, "%r2")), (1, 1, 32));
+    assert_eq!(b(shared("mul.lo.u32 %r1, %r0, 33;", "u32", 4, "%r2")), (1, 1, 1));
     // 8 bytes a lane in two phases, 16 bytes in four.
-    assert_eq!(
-        b(shared("mov.u32 %r1, %r0;", "v2.u32", 8, "{%r2,%r3}")),
-        (1, 2, 2)
-    );
-    assert_eq!(
-        b(shared(
-            "mov.u32 %r1, %r0;",
-            "v4.u32",
-            16,
-            "{%r2,%r3,%r4,%r5}"
-        )),
-        (1, 4, 4)
-    );
+    assert_eq!(b(shared("mov.u32 %r1, %r0;", "v2.u32", 8, "{%r2,%r3}")), (1, 2, 2));
+    assert_eq!(b(shared("mov.u32 %r1, %r0;", "v4.u32", 16, "{%r2,%r3,%r4,%r5}")), (1, 4, 4));
     // 16 bytes a lane, rows of 64 bytes: lanes 0 and 2 share banks in each phase.
-    assert_eq!(
-        b(shared(
-            "mul.lo.u32 %r1, %r0, 4;",
-            "v4.u32",
-            16,
-            "{%r2,%r3,%r4,%r5}"
-        )),
-        (1, 4, 16)
-    );
+    assert_eq!(b(shared("mul.lo.u32 %r1, %r0, 4;", "v4.u32", 16, "{%r2,%r3,%r4,%r5}")), (1, 4, 16));
     // Rows of 80 bytes, the usual padding: none.
-    assert_eq!(
-        b(shared(
-            "mul.lo.u32 %r1, %r0, 5;",
-            "v4.u32",
-            16,
-            "{%r2,%r3,%r4,%r5}"
-        )),
-        (1, 4, 4)
-    );
+    assert_eq!(b(shared("mul.lo.u32 %r1, %r0, 5;", "v4.u32", 16, "{%r2,%r3,%r4,%r5}")), (1, 4, 4));
     // Halfwords of one word do not conflict.
     assert_eq!(b(shared("mov.u32 %r1, %r0;", "u16", 2, "%r2")), (1, 1, 1));
-    assert_eq!(
-        shared("mul.lo.u32 %r1, %r0, 32;", "u32", 4, "%r2")
-            .shared_store
-            .conflicts(),
-        31
-    );
+    assert_eq!(shared("mul.lo.u32 %r1, %r0, 32;", "u32", 4, "%r2").shared_store.conflicts(), 31);
 }
 
 #[test]
@@ -524,9 +332,7 @@ fn ldmatrix_phases() {
             "mov.u32 %r9, s; mul.lo.u32 %r8, %r0, {pitch}; add.u32 %r8, %r8, %r9; mov.u32 %r2, 0; st.shared.v4.u32 [%r8], {{%r2,%r2,%r2,%r2}};
             bar.warp.sync -1; ldmatrix.sync.aligned.m8n8.x4.shared.b16 {{%r3,%r4,%r5,%r6}}, [%r8];"
         );
-        let c = words(".shared .align 16 .b8 s[4608];", &body, &[0], 32)
-            .1
-            .shared_load;
+        let c = words(".shared .align 16 .b8 s[4608];", &body, &[0], 32).1.shared_load;
         (c.requests, c.phases, c.cycles)
     };
     // One phase for each matrix: rows of 16 bytes side by side, rows 128 bytes apart, rows padded to 144.
@@ -541,14 +347,7 @@ fn classes_flops_divergence() {
     let (_, c) = words("", body, &[0], 32);
     assert_eq!((c.branches, c.divergent_branches), (2, 1));
     assert_eq!(c.flops, 32 * 3);
-    assert_eq!(
-        (
-            c.class(Class::Float32),
-            c.class(Class::Special),
-            c.class(Class::Global)
-        ),
-        (2, 1, 1)
-    );
+    assert_eq!((c.class(Class::Float32), c.class(Class::Special), c.class(Class::Global)), (2, 1, 1));
     assert_eq!(c.global_store.bytes, 32);
     assert_eq!(c.class(Class::Move), 3);
     // 5 before, setp, two branches, two moves, fma, add, ex2, st, ret.

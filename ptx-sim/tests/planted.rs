@@ -51,10 +51,7 @@ fn one(decls: &str, body: &str, grid: u32, block: u32) -> Finding {
         let mut gpu = Gpu::new();
         let p = upload(&mut gpu, &[0u32; 64]);
         let list = findings(launch(&module, &mut gpu, p, grid, block, schedule));
-        assert!(
-            list.iter().all(|f| f.kind == list[0].kind),
-            "{schedule:?}: {list:?}"
-        );
+        assert!(list.iter().all(|f| f.kind == list[0].kind), "{schedule:?}: {list:?}");
         found.push(list.into_iter().next().unwrap());
     }
     assert!(found.iter().all(|f| f.kind == found[0].kind), "{found:?}");
@@ -77,11 +74,7 @@ fn out_of_bounds_names_allocation_thread_and_line() {
     let f = one("", "st.global.u32 [%rd1+16], %r0;", 1, 64);
     assert_eq!(f.kind, FindingKind::OutOfBounds);
     assert_eq!((f.thread, f.block, f.count), ([60, 0, 0], [0, 0, 0], 4));
-    assert!(
-        f.message
-            .contains("offset 256 of an allocation of 256 bytes"),
-        "{f}"
-    );
+    assert!(f.message.contains("offset 256 of an allocation of 256 bytes"), "{f}");
     assert_eq!(f.ptx_line, 11);
     assert!(f.to_string().contains("PTX line 11"));
     let f = one("", "ld.global.u32 %r1, [%rd0+-4];", 1, 1);
@@ -90,46 +83,22 @@ fn out_of_bounds_names_allocation_thread_and_line() {
 
 #[test]
 fn null_and_shared_and_local_and_param_bounds() {
+    assert_eq!(one("", "mov.u64 %rd2, 0;\nld.global.u32 %r1, [%rd2];", 1, 1).kind, FindingKind::OutOfBounds);
     assert_eq!(
-        one("", "mov.u64 %rd2, 0;\nld.global.u32 %r1, [%rd2];", 1, 1).kind,
-        FindingKind::OutOfBounds
-    );
-    assert_eq!(
-        one(
-            SHARED,
-            "mov.u32 %r1, s;\nst.shared.u32 [%r1+256], %r0;",
-            1,
-            1
-        )
-        .kind,
+        one(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1+256], %r0;", 1, 1).kind,
         FindingKind::OutOfBounds
     );
     let local = ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nst.local.u32 [%rd2+64], %r0;";
     assert_eq!(one("", local, 1, 1).kind, FindingKind::OutOfBounds);
-    assert_eq!(
-        one("", "ld.param.u64 %rd2, [p+8];", 1, 1).kind,
-        FindingKind::OutOfBounds
-    );
+    assert_eq!(one("", "ld.param.u64 %rd2, [p+8];", 1, 1).kind, FindingKind::OutOfBounds);
 }
 
 #[test]
 fn misaligned_access() {
+    assert_eq!(one("", "st.global.u32 [%rd0+2], %r0;", 1, 1).kind, FindingKind::Misaligned);
+    assert_eq!(one("", "ld.global.v4.u32 {%r1,%r2,%r3,%r4}, [%rd0+8];", 1, 1).kind, FindingKind::Misaligned);
     assert_eq!(
-        one("", "st.global.u32 [%rd0+2], %r0;", 1, 1).kind,
-        FindingKind::Misaligned
-    );
-    assert_eq!(
-        one("", "ld.global.v4.u32 {%r1,%r2,%r3,%r4}, [%rd0+8];", 1, 1).kind,
-        FindingKind::Misaligned
-    );
-    assert_eq!(
-        one(
-            SHARED,
-            "mov.b16 %h0, 1;\nmov.u32 %r1, s;\nst.shared.u16 [%r1+1], %h0;",
-            1,
-            1
-        )
-        .kind,
+        one(SHARED, "mov.b16 %h0, 1;\nmov.u32 %r1, s;\nst.shared.u16 [%r1+1], %h0;", 1, 1).kind,
         FindingKind::Misaligned
     );
 }
@@ -140,18 +109,8 @@ fn freed_memory() {
     let mut gpu = Gpu::new();
     let p = upload(&mut gpu, &[0u32; 64]);
     gpu.free(p).unwrap();
-    let list = findings(launch(
-        &module,
-        &mut gpu,
-        p,
-        1,
-        32,
-        Schedule::FirstWarpFirst,
-    ));
-    assert_eq!(
-        kinds(&list),
-        [FindingKind::UseAfterFree, FindingKind::UseAfterFree]
-    );
+    let list = findings(launch(&module, &mut gpu, p, 1, 32, Schedule::FirstWarpFirst));
+    assert_eq!(kinds(&list), [FindingKind::UseAfterFree, FindingKind::UseAfterFree]);
     assert!(gpu.free(p).is_err() && gpu.read(p, &mut [0]).is_err());
 }
 
@@ -161,52 +120,26 @@ fn memory_never_written() {
     let mut gpu = Gpu::new();
     let p = gpu.alloc(256);
     gpu.write(p, &[0; 248]).unwrap();
-    let list = findings(launch(
-        &module,
-        &mut gpu,
-        p,
-        1,
-        64,
-        Schedule::FirstWarpFirst,
-    ));
+    let list = findings(launch(&module, &mut gpu, p, 1, 64, Schedule::FirstWarpFirst));
     assert_eq!(kinds(&list), [FindingKind::UninitializedMemory]);
-    assert_eq!(
-        (list[0].thread, list[0].count, list[0].address),
-        ([62, 0, 0], 2, Some(p + 248))
-    );
+    assert_eq!((list[0].thread, list[0].count, list[0].address), ([62, 0, 0], 2, Some(p + 248)));
     let f = one(SHARED, "mov.u32 %r1, s;\nld.shared.u32 %r2, [%r1];", 1, 1);
     assert_eq!(f.kind, FindingKind::UninitializedMemory);
     // Local memory carries it on until it matters.
-    let local = ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nld.local.u32 %r1, [%rd2];\nst.global.u32 [%rd1], %r1;";
-    assert_eq!(
-        one("", local, 1, 1).kind,
-        FindingKind::UninitializedRegister
-    );
+    let local =
+        ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nld.local.u32 %r1, [%rd2];\nst.global.u32 [%rd1], %r1;";
+    assert_eq!(one("", local, 1, 1).kind, FindingKind::UninitializedRegister);
 }
 
 #[test]
 fn register_never_written() {
     let f = one("", "add.s32 %r2, %r1, 1;\nst.global.u32 [%rd1], %r2;", 1, 1);
-    assert_eq!(
-        (f.kind, f.ptx_line),
-        (FindingKind::UninitializedRegister, 12)
-    );
+    assert_eq!((f.kind, f.ptx_line), (FindingKind::UninitializedRegister, 12));
     let f = one("", "setp.eq.s32 %p1, %r1, 0;\n@%p1 bra L;\nL:", 1, 1);
-    assert_eq!(
-        (f.kind, f.ptx_line),
-        (FindingKind::UninitializedRegister, 12)
-    );
+    assert_eq!((f.kind, f.ptx_line), (FindingKind::UninitializedRegister, 12));
     // In half of the lanes only.
-    let f = one(
-        "",
-        "setp.lt.u32 %p1, %r0, 16;\n@%p1 mov.u32 %r1, 5;\nst.global.u32 [%rd1], %r1;",
-        1,
-        32,
-    );
-    assert_eq!(
-        (f.kind, f.thread),
-        (FindingKind::UninitializedRegister, [16, 0, 0])
-    );
+    let f = one("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 mov.u32 %r1, 5;\nst.global.u32 [%rd1], %r1;", 1, 32);
+    assert_eq!((f.kind, f.thread), (FindingKind::UninitializedRegister, [16, 0, 0]));
     // Used, but not in what leaves the kernel.
     clean("", "add.s32 %r2, %r1, 1;\nst.global.u32 [%rd1], %r0;", 1, 1);
 }
@@ -230,19 +163,13 @@ fn barriers_removed(
     while let Some(ptx) = without(text, kernel, "bar.sync", number) {
         number += 1;
         let module = Module::parse(&ptx).unwrap();
-        let results: Vec<_> = SCHEDULES
-            .into_iter()
-            .map(|s| launch(&module, &mut Gpu::new(), s))
-            .collect();
+        let results: Vec<_> = SCHEDULES.into_iter().map(|s| launch(&module, &mut Gpu::new(), s)).collect();
         if results.iter().all(Result::is_ok) {
             continue;
         }
         noticed += 1;
         for list in results.into_iter().map(findings) {
-            let race = list
-                .iter()
-                .find(|f| f.kind == FindingKind::SharedRace)
-                .expect("a race");
+            let race = list.iter().find(|f| f.kind == FindingKind::SharedRace).expect("a race");
             assert_eq!(race.source.as_ref().unwrap().file, "basic.cu");
         }
     }
@@ -256,32 +183,14 @@ fn every_missing_block_barrier_is_a_race_in_both_dialects() {
             // Seven tiles, so that unrolled code and its remainder both run.
             let a = upload(gpu, &noise(112 * 112, 1));
             let out = gpu.alloc(112 * 112 * 4);
-            run(
-                module,
-                gpu,
-                "tiled_matmul",
-                [1, 1, 1],
-                [16, 16, 1],
-                0,
-                params![a, a, out, 112u32],
-                schedule,
-            )
+            run(module, gpu, "tiled_matmul", [1, 1, 1], [16, 16, 1], 0, params![a, a, out, 112u32], schedule)
         });
         // Nothing follows the barrier of the last tile where that is a barrier of its own.
         assert!(noticed >= 2 && noticed + 1 >= all, "{noticed} of {all}");
         let counts = barriers_removed(text, "row_softmax", |module, gpu, schedule| {
             let x = upload(gpu, &noise(200, 1));
             let out = gpu.alloc(800);
-            run(
-                module,
-                gpu,
-                "row_softmax",
-                [1, 1, 1],
-                [128, 1, 1],
-                16,
-                params![x, out, 200u32],
-                schedule,
-            )
+            run(module, gpu, "row_softmax", [1, 1, 1], [128, 1, 1], 16, params![x, out, 200u32], schedule)
         });
         assert_eq!(counts, (3, 3));
     }
@@ -296,23 +205,10 @@ fn every_missing_wait_and_barrier_of_the_async_pipeline_is_found() {
         let b = upload(&mut gpu, &vec![0x3c00u16; 112 * 8]);
         let out = gpu.alloc(16 * 8 * 4);
         let params = params![a, b, out, 16u32, 8u32, 112u32];
-        run(
-            &module,
-            &mut gpu,
-            "gemm_f16",
-            [1, 1, 1],
-            [32, 1, 1],
-            0,
-            params,
-            Schedule::FirstWarpFirst,
-        )
+        run(&module, &mut gpu, "gemm_f16", [1, 1, 1], [32, 1, 1], 0, params, Schedule::FirstWarpFirst)
     };
     let cases = [
-        (
-            "cp.async.wait_group",
-            Class::Async,
-            FindingKind::AsyncNotWaited,
-        ),
+        ("cp.async.wait_group", Class::Async, FindingKind::AsyncNotWaited),
         ("bar.sync", Class::Barrier, FindingKind::SharedRace),
     ];
     for text in TENSOR {
@@ -324,32 +220,24 @@ fn every_missing_wait_and_barrier_of_the_async_pipeline_is_found() {
                 match launch(&ptx) {
                     Err(Error::Findings(list)) => {
                         noticed += 1;
-                        assert!(
-                            list.iter().any(|f| f.kind == kind),
-                            "{what} {number}: {list:?}"
-                        );
+                        assert!(list.iter().any(|f| f.kind == kind), "{what} {number}: {list:?}");
                     }
                     // Of the code unrolled by four, not every copy runs.
                     other => {
-                        harmless +=
-                            u32::from(other.unwrap().counters.class(class) != whole.class(class))
+                        harmless += u32::from(other.unwrap().counters.class(class) != whole.class(class))
                     }
                 }
             }
             assert!(noticed >= 2, "{what}: {noticed} of {number}");
             // The last barrier has nothing behind it.
-            assert!(
-                harmless <= u32::from(class == Class::Barrier),
-                "{what}: {harmless} of {number}"
-            );
+            assert!(harmless <= u32::from(class == Class::Barrier), "{what}: {harmless} of {number}");
         }
     }
 }
 
 #[test]
 fn shared_races_of_each_kind() {
-    let body =
-        "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\nst.shared.u32 [%r3], %r0;";
+    let body = "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\nst.shared.u32 [%r3], %r0;";
     // Read of a neighbour's word, in the other warp.
     let f = one(
         SHARED,
@@ -366,27 +254,19 @@ fn shared_races_of_each_kind() {
     // The same value: harmless.
     clean(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1], 7;", 1, 64);
     // Within a warp, without bar.warp.sync, and with it.
-    let near = "xor.b32 %r4, %r2, 4;\nadd.u32 %r4, %r1, %r4;\nld.shared.u32 %r5, [%r4];\nst.global.u32 [%rd1], %r5;";
-    assert_eq!(
-        one(SHARED, &format!("{body}\n{near}"), 1, 32).kind,
-        FindingKind::SharedRace
-    );
+    let near =
+        "xor.b32 %r4, %r2, 4;\nadd.u32 %r4, %r1, %r4;\nld.shared.u32 %r5, [%r4];\nst.global.u32 [%rd1], %r5;";
+    assert_eq!(one(SHARED, &format!("{body}\n{near}"), 1, 32).kind, FindingKind::SharedRace);
     clean(SHARED, &format!("{body}\nbar.warp.sync -1;\n{near}"), 1, 64);
     // Atomics do not race with each other, but with plain accesses.
-    let zero =
-        "mov.u32 %r1, s;\nst.shared.u32 [%r1], 0;\nbar.sync 0;\natom.shared.add.u32 %r2, [%r1], 1;";
+    let zero = "mov.u32 %r1, s;\nst.shared.u32 [%r1], 0;\nbar.sync 0;\natom.shared.add.u32 %r2, [%r1], 1;";
     clean(SHARED, zero, 1, 64);
     assert_eq!(
         one(SHARED, &format!("{zero}\nld.shared.u32 %r3, [%r1];"), 1, 64).kind,
         FindingKind::SharedRace
     );
     // Bytes of one word in different threads are no race.
-    clean(
-        SHARED,
-        "mov.u32 %r1, s;\nadd.u32 %r1, %r1, %r0;\nst.shared.u8 [%r1], %r0;",
-        1,
-        64,
-    );
+    clean(SHARED, "mov.u32 %r1, s;\nadd.u32 %r1, %r1, %r0;\nst.shared.u8 [%r1], %r0;", 1, 64);
 }
 
 #[test]
@@ -409,10 +289,7 @@ xor.b32 %r4, %r2, 128;\nadd.u32 %r4, %r1, %r4;\nld.shared.u32 %r5, [%r4];"
         let p = upload(&mut gpu, &[0u32; 64]);
         // Which of the pairs comes first decides whether the words have been written at all.
         let list = findings(launch(&module, &mut gpu, p, 1, 128, schedule));
-        assert!(
-            kinds(&list).contains(&FindingKind::SharedRace),
-            "{schedule:?}: {list:?}"
-        );
+        assert!(kinds(&list).contains(&FindingKind::SharedRace), "{schedule:?}: {list:?}");
     }
 }
 
@@ -420,12 +297,7 @@ xor.b32 %r4, %r2, 128;\nadd.u32 %r4, %r1, %r4;\nld.shared.u32 %r5, [%r4];"
 fn global_races_within_and_across_blocks() {
     let f = one("", "st.global.u32 [%rd0], %r0;", 1, 64);
     assert_eq!(f.kind, FindingKind::GlobalRace);
-    let f = one(
-        "",
-        "mov.u32 %r1, %ctaid.x;\nst.global.u32 [%rd1], %r1;",
-        2,
-        32,
-    );
+    let f = one("", "mov.u32 %r1, %ctaid.x;\nst.global.u32 [%rd1], %r1;", 2, 32);
     assert_eq!(f.kind, FindingKind::GlobalRace);
     assert!(f.message.contains("nothing orders blocks"), "{f}");
     // One block reads what another writes.
@@ -434,10 +306,7 @@ fn global_races_within_and_across_blocks() {
     // Ordered by a barrier in the block.
     let body = "st.global.u32 [%rd1], %r0;\nbar.sync 0;\nxor.b32 %r1, %r0, 32;\nmul.wide.u32 %rd2, %r1, 4;\nadd.s64 %rd2, %rd0, %rd2;\nld.global.u32 %r2, [%rd2];";
     clean("", body, 1, 64);
-    assert_eq!(
-        one("", &body.replace("bar.sync 0;", ""), 1, 64).kind,
-        FindingKind::GlobalRace
-    );
+    assert_eq!(one("", &body.replace("bar.sync 0;", ""), 1, 64).kind, FindingKind::GlobalRace);
     clean("", "red.global.add.u32 [%rd0], 1;", 4, 64);
 }
 
@@ -455,18 +324,8 @@ setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nld.global.u32 %r4, [%rd0+4];\nld
     let module = kernel("", &body(""));
     let mut gpu = Gpu::new();
     let p = upload(&mut gpu, &[0u32; 64]);
-    let list = findings(launch(
-        &module,
-        &mut gpu,
-        p,
-        2,
-        32,
-        Schedule::FirstWarpFirst,
-    ));
-    assert!(
-        kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace),
-        "{list:?}"
-    );
+    let list = findings(launch(&module, &mut gpu, p, 2, 32, Schedule::FirstWarpFirst));
+    assert!(kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace), "{list:?}");
 }
 
 const TILE: &str = ".shared .align 16 .b8 s[256];";
@@ -475,63 +334,38 @@ const TILE: &str = ".shared .align 16 .b8 s[256];";
 fn async_copies() {
     let copy = "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\ncp.async.ca.shared.global [%r3], [%rd1], 4;";
     let read = "ld.shared.u32 %r4, [%r3];\nst.global.u32 [%rd1], %r4;";
-    clean(
-        TILE,
-        &format!("{copy}\ncp.async.commit_group;\ncp.async.wait_group 0;\n{read}"),
-        1,
-        32,
-    );
+    clean(TILE, &format!("{copy}\ncp.async.commit_group;\ncp.async.wait_group 0;\n{read}"), 1, 32);
     clean(TILE, &format!("{copy}\ncp.async.wait_all;\n{read}"), 1, 32);
     let kind = |body: String| one(TILE, &body, 1, 32).kind;
     assert_eq!(kind(format!("{copy}\n{read}")), FindingKind::AsyncNotWaited);
     assert_eq!(
-        kind(format!(
-            "{copy}\ncp.async.commit_group;\ncp.async.wait_group 1;\n{read}"
-        )),
+        kind(format!("{copy}\ncp.async.commit_group;\ncp.async.wait_group 1;\n{read}")),
         FindingKind::AsyncNotWaited
     );
     // Waited for, but without a commit the group is open.
-    assert_eq!(
-        kind(format!("{copy}\ncp.async.wait_group 0;\n{read}")),
-        FindingKind::AsyncNotWaited
-    );
+    assert_eq!(kind(format!("{copy}\ncp.async.wait_group 0;\n{read}")), FindingKind::AsyncNotWaited);
     // Overwritten while another thread may still read it.
-    let next = "add.u32 %r5, %r3, 0;\nxor.b32 %r2, %r2, 128;\nadd.u32 %r5, %r1, %r2;\nld.shared.u32 %r4, [%r5];";
+    let next =
+        "add.u32 %r5, %r3, 0;\nxor.b32 %r2, %r2, 128;\nadd.u32 %r5, %r1, %r2;\nld.shared.u32 %r4, [%r5];";
     let again = "cp.async.ca.shared.global [%r3], [%rd1], 4;\ncp.async.wait_all;";
     let body = format!("{copy}\ncp.async.wait_all;\nbar.sync 0;\n{next}\n{again}");
     assert_eq!(one(TILE, &body, 1, 64).kind, FindingKind::SharedRace);
-    clean(
-        TILE,
-        &format!("{copy}\ncp.async.wait_all;\nbar.sync 0;\n{next}\nbar.sync 0;\n{again}"),
-        1,
-        64,
-    );
+    clean(TILE, &format!("{copy}\ncp.async.wait_all;\nbar.sync 0;\n{next}\nbar.sync 0;\n{again}"), 1, 64);
 }
 
 #[test]
 fn barrier_misuse() {
     let f = one("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 bar.sync 0;", 1, 32);
     assert_eq!(f.kind, FindingKind::DivergentBarrier);
-    let f = one(
-        "",
-        "setp.lt.u32 %p1, %r0, 16;\n@%p1 ret;\nbar.sync 0;",
-        1,
-        32,
-    );
+    let f = one("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 ret;\nbar.sync 0;", 1, 32);
     assert_eq!(f.kind, FindingKind::DivergentBarrier);
-    let f = one(
-        "",
-        "setp.lt.u32 %p1, %r0, 32;\n@%p1 ret;\nbar.sync 0;",
-        1,
-        64,
-    );
+    let f = one("", "setp.lt.u32 %p1, %r0, 32;\n@%p1 ret;\nbar.sync 0;", 1, 64);
     assert_eq!(f.kind, FindingKind::MissingWarps);
     let f = one("", "bar.sync 0, 48;", 1, 64);
     assert_eq!(f.kind, FindingKind::BarrierCount);
     let f = one("", "bar.sync 0, 128;", 1, 64);
     assert_eq!(f.kind, FindingKind::BarrierCount);
-    let counts =
-        "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra A;\nbar.sync 0, 128;\nret;\nA: bar.sync 0, 96;";
+    let counts = "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra A;\nbar.sync 0, 128;\nret;\nA: bar.sync 0, 96;";
     assert_eq!(one("", counts, 1, 128).kind, FindingKind::BarrierCount);
     let f = one("", "mov.u32 %r1, 16;\nbar.sync %r1;", 1, 32);
     assert_eq!(f.kind, FindingKind::InvalidOperand);
@@ -543,10 +377,7 @@ fn barrier_misuse() {
     let mut gpu = Gpu::new();
     let p = upload(&mut gpu, &[0u32; 64]);
     let list = findings(launch(&f, &mut gpu, p, 1, 64, Schedule::FirstWarpFirst));
-    assert!(
-        kinds(&list).iter().all(|k| *k == FindingKind::Deadlock),
-        "{list:?}"
-    );
+    assert!(kinds(&list).iter().all(|k| *k == FindingKind::Deadlock), "{list:?}");
     clean(
         "",
         "bar.sync 0;\nbarrier.sync 1;\nsetp.lt.u32 %p1, %r0, 64;\n@%p1 bar.arrive 2, 128;\n@!%p1 bar.sync 2, 128;",
@@ -557,42 +388,17 @@ fn barrier_misuse() {
 
 #[test]
 fn warp_masks() {
-    let f = one(
-        "",
-        "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;",
-        1,
-        32,
-    );
+    let f = one("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, -1;", 1, 32);
     assert_eq!(f.kind, FindingKind::WarpMask);
     let f = one("", "shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;", 1, 32);
     assert_eq!(f.kind, FindingKind::WarpMask);
-    let f = one(
-        "",
-        "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.idx.b32 %r1, %r0, 20, 31, 65535;",
-        1,
-        32,
-    );
+    let f = one("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.idx.b32 %r1, %r0, 20, 31, 65535;", 1, 32);
     assert_eq!(f.kind, FindingKind::WarpMask);
-    let f = one(
-        "",
-        "setp.lt.u32 %p1, %r0, 8;\n@%p1 bra A;\nbar.warp.sync -1;\nA:",
-        1,
-        32,
-    );
+    let f = one("", "setp.lt.u32 %p1, %r0, 8;\n@%p1 bra A;\nbar.warp.sync -1;\nA:", 1, 32);
     assert_eq!(f.kind, FindingKind::WarpMask);
-    clean(
-        "",
-        "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;",
-        1,
-        32,
-    );
+    clean("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;", 1, 32);
     // After an early return the rest is together again.
-    clean(
-        "",
-        "setp.lt.u32 %p1, %r0, 8;\n@%p1 ret;\nvote.sync.ballot.b32 %r1, %p1, -1;",
-        1,
-        32,
-    );
+    clean("", "setp.lt.u32 %p1, %r0, 8;\n@%p1 ret;\nvote.sync.ballot.b32 %r1, %p1, -1;", 1, 32);
     let nested = "setp.lt.u32 %p1, %r0, 8;\n@!%p1 bra Y;\nsetp.lt.u32 %p2, %r0, 4;\n@%p2 ret;\nadd.u32 %r1, %r0, 1;\nY: vote.sync.ballot.b32 %r2, %p1, -1;";
     clean("", nested, 1, 32);
 }
@@ -601,21 +407,10 @@ fn warp_masks() {
 fn loops_traps_and_stacks_end() {
     assert_eq!(one("", "L: bra L;", 1, 32).kind, FindingKind::RunawayLoop);
     assert_eq!(one("", "trap;", 1, 32).kind, FindingKind::Trap);
-    let f = one(
-        ".func f() { call.uni f, ();\nret; }",
-        "call.uni f, ();",
-        1,
-        32,
-    );
+    let f = one(".func f() { call.uni f, ();\nret; }", "call.uni f, ();", 1, 32);
     assert_eq!(f.kind, FindingKind::StackOverflow);
     assert_eq!(
-        one(
-            ".const .align 4 .u32 c = 5;",
-            "mov.u64 %rd2, c;\nst.u32 [%rd2], %r0;",
-            1,
-            1
-        )
-        .kind,
+        one(".const .align 4 .u32 c = 5;", "mov.u64 %rd2, c;\nst.u32 [%rd2], %r0;", 1, 1).kind,
         FindingKind::ReadOnly
     );
 }
@@ -626,84 +421,24 @@ fn wrong_launches() {
     let mut gpu = Gpu::new();
     let p = 0u64;
     let good: &[&[u8]] = params![p];
-    let base = Launch {
-        params: good,
-        ..Launch::default()
-    };
+    let base = Launch { params: good, ..Launch::default() };
     let cases = [
         ("nothing", base),
-        (
-            "k",
-            Launch {
-                params: &[],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                params: &[&[0; 4]],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                block: [1025, 1, 1],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                block: [0, 1, 1],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                block: [u32::MAX, u32::MAX, 4],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                grid: [0, 1, 1],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                grid: [1, 70000, 1],
-                ..base
-            },
-        ),
-        (
-            "k",
-            Launch {
-                shared_bytes: u32::MAX,
-                ..base
-            },
-        ),
+        ("k", Launch { params: &[], ..base }),
+        ("k", Launch { params: &[&[0; 4]], ..base }),
+        ("k", Launch { block: [1025, 1, 1], ..base }),
+        ("k", Launch { block: [0, 1, 1], ..base }),
+        ("k", Launch { block: [u32::MAX, u32::MAX, 4], ..base }),
+        ("k", Launch { grid: [0, 1, 1], ..base }),
+        ("k", Launch { grid: [1, 70000, 1], ..base }),
+        ("k", Launch { shared_bytes: u32::MAX, ..base }),
     ];
     for (name, launch) in cases {
         let result = module.launch(&mut gpu, name, &launch);
-        assert!(
-            matches!(result, Err(Error::Launch { .. })),
-            "{name} {launch:?}: {result:?}"
-        );
+        assert!(matches!(result, Err(Error::Launch { .. })), "{name} {launch:?}: {result:?}");
     }
-    let many = Launch {
-        grid: [1 << 30, 1, 1],
-        ..base
-    };
-    assert!(matches!(
-        module.launch(&mut gpu, "k", &many),
-        Err(Error::Limit(_))
-    ));
+    let many = Launch { grid: [1 << 30, 1, 1], ..base };
+    assert!(matches!(module.launch(&mut gpu, "k", &many), Err(Error::Limit(_))));
 }
 
 #[test]
@@ -713,9 +448,6 @@ fn findings_add_up_over_blocks_and_keep_the_first() {
         let mut gpu = Gpu::new();
         let p = upload(&mut gpu, &[0u32; 64]);
         let list = findings(launch(&module, &mut gpu, p, 10, 32, schedule));
-        assert_eq!(
-            (list.len(), list[0].count, list[0].block),
-            (1, 320, [0, 0, 0])
-        );
+        assert_eq!((list.len(), list[0].count, list[0].block), (1, 320, [0, 0, 0]));
     }
 }

@@ -256,6 +256,17 @@ impl Verified for Conv {
             all.push(Sketch { epilogue: all_on, ..depthwise.clone() });
             all.push(Sketch { size: [2, 4, 8, 5, 6], groups: 4, epilogue: all_on, ..depthwise });
         }
+        // Samples enough for tiles of one pixel in several, on any instruction set; windows that lie wholly on
+        // padding; a stride past the last row.
+        let many = Sketch { lies: [Nhwc, Nchw, Nhwc, Nhwc], ..PLAIN };
+        let all_on = Epilogue { activation: Activation::Gelu, bias: true, sample_bias: true, residual: true };
+        all.push(Sketch { size: [13, 3, 18, 5, 4], ..many.clone() });
+        all.push(Sketch { size: [28, 8, 33, 3, 3], stride: [2, 2], epilogue: all_on, ..many.clone() });
+        all.push(Sketch { size: [12, 4, 40, 4, 5], dilation: [2, 2], padding: [2, 1], ..many.clone() });
+        all.push(Sketch { size: [14, 1, 5, 3, 4], kernel: [2, 2], padding: [3, 3], ..many.clone() });
+        all.push(Sketch { size: [27, 6, 20, 3, 2], groups: 2, epilogue: all_on, ..many.clone() });
+        let lies = [Slice, Nhwc, NchwGaps, Slice];
+        all.push(Sketch { size: [25, 5, 24, 3, 4], lies, epilogue: all_on, ..many });
         // Storage orders: every order of the image and of the result, weights of both kinds.
         for x in Lies::IMAGES {
             for out in Lies::IMAGES {

@@ -18,22 +18,13 @@ impl Ins<'_, '_, '_> {
                     return self.unsupported(format!("type {ty:?}"));
                 }
                 self.count(2..=2)?;
-                Ok(Op::Cvta {
-                    space,
-                    to_space,
-                    d: self.dst(0)?,
-                    a: self.src(1, ty)?,
-                })
+                Ok(Op::Cvta { space, to_space, d: self.dst(0)?, a: self.src(1, ty)? })
             }
             _ => {
                 let space = self.space_or_generic()?;
                 self.count(2..=2)?;
                 let operand = self.operand(0)?;
-                Ok(Op::IsSpace {
-                    space,
-                    d: self.pred_dst(operand)?,
-                    a: self.src(1, Ty::U64)?,
-                })
+                Ok(Op::IsSpace { space, d: self.pred_dst(operand)?, a: self.src(1, Ty::U64)? })
             }
         }
     }
@@ -44,50 +35,30 @@ impl Ins<'_, '_, '_> {
         if ty == Ty::Pred {
             let operand = self.operand(0)?;
             let d = self.pred_dst(operand)?;
-            return Ok(Op::Pred {
-                op: PredOp::Mov,
-                d,
-                a: self.pred_src(1)?,
-                b: Src::Imm(0),
-            });
+            return Ok(Op::Pred { op: PredOp::Mov, d, a: self.pred_src(1)?, b: Src::Imm(0) });
         }
         let bits = ty.bits();
         if bits > 64 {
             return self.unsupported("128-bit moves");
         }
         let part = |n: usize| {
-            u32::try_from(n)
-                .ok()
-                .filter(|n| *n > 0 && bits % n == 0 && bits / n >= 8)
-                .map(|n| bits / n)
+            u32::try_from(n).ok().filter(|n| *n > 0 && bits % n == 0 && bits / n >= 8).map(|n| bits / n)
         };
         match (self.operand(0)?, self.operand(1)?) {
             (Operand::Vector(parts), _) => {
                 let Some(part_bits) = part(parts.len()) else {
                     return self.bad("number of parts");
                 };
-                Ok(Op::Unpack {
-                    part_bits,
-                    parts: self.vector_dst(0)?,
-                    a: self.src(1, ty)?,
-                })
+                Ok(Op::Unpack { part_bits, parts: self.vector_dst(0)?, a: self.src(1, ty)? })
             }
             (_, Operand::Vector(parts)) => {
                 let Some(part_bits) = part(parts.len()) else {
                     return self.bad("number of parts");
                 };
                 let part_ty = if part_bits == 32 { Ty::B32 } else { Ty::B16 };
-                Ok(Op::Pack {
-                    part_bits,
-                    d: self.dst(0)?,
-                    parts: self.vector_src(1, part_ty)?,
-                })
+                Ok(Op::Pack { part_bits, d: self.dst(0)?, parts: self.vector_src(1, part_ty)? })
             }
-            _ => Ok(Op::Mov {
-                bits,
-                d: self.dst(0)?,
-                a: self.src(1, ty)?,
-            }),
+            _ => Ok(Op::Mov { bits, d: self.dst(0)?, a: self.src(1, ty)? }),
         }
     }
 
@@ -121,8 +92,7 @@ impl Ins<'_, '_, '_> {
         let to = self.ty()?;
         let from = self.ty()?;
         let scalar = |ty: Ty| ty.is_int() || matches!(ty, F16 | Bf16 | F32 | F64);
-        let narrowing =
-            to.is_float() && (from.is_int() || from.is_float() && from.bytes() > to.bytes());
+        let narrowing = to.is_float() && (from.is_int() || from.is_float() && from.bytes() > to.bytes());
         if round.is_none() && (narrowing || from.is_float() && to.is_int()) {
             return self.bad("a rounding mode is needed");
         }
@@ -132,43 +102,21 @@ impl Ins<'_, '_, '_> {
                     return self.unsupported("8-bit floats");
                 }
                 self.count(3..=3)?;
-                Ok(Op::CvtPair {
-                    to,
-                    mode,
-                    d: self.dst(0)?,
-                    a: self.src(1, F32)?,
-                    b: self.src(2, F32)?,
-                })
+                Ok(Op::CvtPair { to, mode, d: self.dst(0)?, a: self.src(1, F32)?, b: self.src(2, F32)? })
             }
             (Tf32, F32) => {
                 self.count(2..=2)?;
-                Ok(Op::Cvt {
-                    to,
-                    from,
-                    mode,
-                    d: self.dst(0)?,
-                    a: self.src(1, F32)?,
-                })
+                Ok(Op::Cvt { to, from, mode, d: self.dst(0)?, a: self.src(1, F32)? })
             }
             _ if scalar(to) && scalar(from) => {
-                if to == from
-                    && to.is_float()
-                    && !integral
-                    && !matches!(round, None | Some(Round::Nearest))
-                {
+                if to == from && to.is_float() && !integral && !matches!(round, None | Some(Round::Nearest)) {
                     return self.unsupported("a rounding mode between equal types");
                 }
                 if from.is_float() && to.is_int() {
                     mode.integral = true;
                 }
                 self.count(2..=2)?;
-                Ok(Op::Cvt {
-                    to,
-                    from,
-                    mode,
-                    d: self.dst(0)?,
-                    a: self.src(1, from)?,
-                })
+                Ok(Op::Cvt { to, from, mode, d: self.dst(0)?, a: self.src(1, from)? })
             }
             _ => self.unsupported(format!("conversion from {from:?} to {to:?}")),
         }

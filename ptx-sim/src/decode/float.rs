@@ -6,12 +6,8 @@ use crate::ir::*;
 
 const UNUSED: Src = Src::Imm(0);
 
-const ROUND: &[(&str, Round)] = &[
-    ("rn", Round::Nearest),
-    ("rz", Round::Zero),
-    ("rm", Round::Down),
-    ("rp", Round::Up),
-];
+const ROUND: &[(&str, Round)] =
+    &[("rn", Round::Nearest), ("rz", Round::Zero), ("rm", Round::Down), ("rp", Round::Up)];
 
 impl Ins<'_, '_, '_> {
     pub(super) fn float(&mut self) -> Result<Op> {
@@ -77,25 +73,9 @@ impl Ins<'_, '_, '_> {
         self.count(operands + 1..=operands + 1)?;
         let d = self.dst(0)?;
         let a = self.src(1, ty)?;
-        let b = if operands > 1 {
-            self.src(2, ty)?
-        } else {
-            UNUSED
-        };
-        let c = if operands > 2 {
-            self.src(3, ty)?
-        } else {
-            UNUSED
-        };
-        Ok(Op::Float {
-            op,
-            ty,
-            mode,
-            d,
-            a,
-            b,
-            c,
-        })
+        let b = if operands > 1 { self.src(2, ty)? } else { UNUSED };
+        let c = if operands > 2 { self.src(3, ty)? } else { UNUSED };
+        Ok(Op::Float { op, ty, mode, d, a, b, c })
     }
 
     fn testp(&mut self) -> Result<Op> {
@@ -116,12 +96,7 @@ impl Ins<'_, '_, '_> {
         }
         self.count(2..=2)?;
         let operand = self.operand(0)?;
-        Ok(Op::TestP {
-            test,
-            ty,
-            d: self.pred_dst(operand)?,
-            a: self.src(1, ty)?,
-        })
+        Ok(Op::TestP { test, ty, d: self.pred_dst(operand)?, a: self.src(1, ty)? })
     }
 
     fn cmp(&mut self) -> Result<Cmp> {
@@ -157,18 +132,12 @@ impl Ins<'_, '_, '_> {
             "setp" | "set" => {
                 let is_set = self.mods[0] == "set";
                 let cmp = self.cmp()?;
-                let bool_op = self.one_of(&[
-                    ("and", BoolOp::And),
-                    ("or", BoolOp::Or),
-                    ("xor", BoolOp::Xor),
-                ]);
+                let bool_op = self.one_of(&[("and", BoolOp::And), ("or", BoolOp::Or), ("xor", BoolOp::Xor)]);
                 let ftz = self.has("ftz");
                 let to = if is_set { self.ty()? } else { Pred };
                 let ty = self.ty()?;
                 let packed = matches!(ty, F16x2 | Bf16x2);
-                if !(ty.is_int() && ty.bytes() > 1
-                    || matches!(ty, F16 | Bf16 | F32 | F64 | F16x2 | Bf16x2))
-                {
+                if !(ty.is_int() && ty.bytes() > 1 || matches!(ty, F16 | Bf16 | F32 | F64 | F16x2 | Bf16x2)) {
                     return self.unsupported(format!("type {ty:?}"));
                 }
                 if is_set
@@ -186,16 +155,7 @@ impl Ins<'_, '_, '_> {
                     None => None,
                 };
                 if is_set {
-                    return Ok(Op::Set {
-                        cmp,
-                        ty,
-                        to,
-                        ftz,
-                        d: self.dst(0)?,
-                        a,
-                        b,
-                        combine,
-                    });
+                    return Ok(Op::Set { cmp, ty, to, ftz, d: self.dst(0)?, a, b, combine });
                 }
                 let (d, d2) = self.dst_pair(0)?;
                 let d = self.pred_dst(d)?;
@@ -203,16 +163,7 @@ impl Ins<'_, '_, '_> {
                     Some(d2) => self.pred_dst(d2)?,
                     None => Reg::Sink,
                 };
-                Ok(Op::Setp {
-                    cmp,
-                    ty,
-                    ftz,
-                    d,
-                    d2,
-                    a,
-                    b,
-                    combine,
-                })
+                Ok(Op::Setp { cmp, ty, ftz, d, d2, a, b, combine })
             }
             "selp" => {
                 let ty = self.ty()?;
@@ -221,13 +172,7 @@ impl Ins<'_, '_, '_> {
                 }
                 self.count(4..=4)?;
                 let (d, a, b) = (self.dst(0)?, self.src(1, ty)?, self.src(2, ty)?);
-                Ok(Op::Selp {
-                    bits: ty.bits(),
-                    d,
-                    a,
-                    b,
-                    p: self.pred_src(3)?,
-                })
+                Ok(Op::Selp { bits: ty.bits(), d, a, b, p: self.pred_src(3)? })
             }
             _ => {
                 let ftz = self.has("ftz");
@@ -238,15 +183,7 @@ impl Ins<'_, '_, '_> {
                 }
                 self.count(4..=4)?;
                 let (d, a, b) = (self.dst(0)?, self.src(1, ty)?, self.src(2, ty)?);
-                Ok(Op::Slct {
-                    bits: ty.bits(),
-                    cond,
-                    ftz,
-                    d,
-                    a,
-                    b,
-                    c: self.src(3, cond)?,
-                })
+                Ok(Op::Slct { bits: ty.bits(), cond, ftz, d, a, b, c: self.src(3, cond)? })
             }
         }
     }

@@ -9,11 +9,7 @@ const UNUSED: Src = Src::Imm(0);
 impl Ins<'_, '_, '_> {
     fn int_ty(&mut self, allowed: &[Ty]) -> Result<Ty> {
         let ty = self.ty()?;
-        if allowed.contains(&ty) {
-            Ok(ty)
-        } else {
-            self.unsupported(format!("type {ty:?}"))
-        }
+        if allowed.contains(&ty) { Ok(ty) } else { self.unsupported(format!("type {ty:?}")) }
     }
 
     pub(super) fn integer(&mut self) -> Result<Op> {
@@ -26,23 +22,10 @@ impl Ins<'_, '_, '_> {
                 let carry_in = base.ends_with('c');
                 if carry_in || carry_out {
                     let ty = self.int_ty(&[U32, S32, U64, S64, B32, B64])?;
-                    let op = if base.starts_with("add") {
-                        CarryOp::Add
-                    } else {
-                        CarryOp::Sub
-                    };
+                    let op = if base.starts_with("add") { CarryOp::Add } else { CarryOp::Sub };
                     self.count(3..=3)?;
                     let (d, a, b) = (self.dst(0)?, self.src(1, ty)?, self.src(2, ty)?);
-                    return Ok(Op::Carry {
-                        op,
-                        ty,
-                        carry_in,
-                        carry_out,
-                        d,
-                        a,
-                        b,
-                        c: UNUSED,
-                    });
+                    return Ok(Op::Carry { op, ty, carry_in, carry_out, d, a, b, c: UNUSED });
                 }
                 let sat = self.has("sat");
                 let ty = self.int_ty(&[U16, S16, U32, S32, U64, S64, U16x2, S16x2])?;
@@ -58,16 +41,10 @@ impl Ins<'_, '_, '_> {
                 self.int2(op, ty)
             }
             "mul" => {
-                let mode = self.one_of(&[
-                    ("lo", IntOp::MulLo),
-                    ("hi", IntOp::MulHi),
-                    ("wide", IntOp::MulWide),
-                ]);
-                let ty = self.int_ty(if mode == Some(IntOp::MulWide) {
-                    &[U16, S16, U32, S32]
-                } else {
-                    ARITH
-                })?;
+                let mode =
+                    self.one_of(&[("lo", IntOp::MulLo), ("hi", IntOp::MulHi), ("wide", IntOp::MulWide)]);
+                let ty =
+                    self.int_ty(if mode == Some(IntOp::MulWide) { &[U16, S16, U32, S32] } else { ARITH })?;
                 match mode {
                     Some(op) => self.int2(op, ty),
                     None => self.bad("one of .lo, .hi, .wide is needed"),
@@ -78,23 +55,10 @@ impl Ins<'_, '_, '_> {
                 let carry_in = base == "madc";
                 let mode = self.one_of(&[("lo", 0), ("hi", 1), ("wide", 2)]);
                 let sat = self.has("sat");
-                let ty = self.int_ty(if mode == Some(2) {
-                    &[U16, S16, U32, S32]
-                } else {
-                    ARITH
-                })?;
+                let ty = self.int_ty(if mode == Some(2) { &[U16, S16, U32, S32] } else { ARITH })?;
                 self.count(4..=4)?;
-                let wide = if mode == Some(2) {
-                    if ty.bytes() == 2 { U32 } else { U64 }
-                } else {
-                    ty
-                };
-                let (d, a, b, c) = (
-                    self.dst(0)?,
-                    self.src(1, ty)?,
-                    self.src(2, ty)?,
-                    self.src(3, wide)?,
-                );
+                let wide = if mode == Some(2) { if ty.bytes() == 2 { U32 } else { U64 } } else { ty };
+                let (d, a, b, c) = (self.dst(0)?, self.src(1, ty)?, self.src(2, ty)?, self.src(3, wide)?);
                 if carry_in || carry_out {
                     let op = match mode {
                         Some(0) => CarryOp::MadLo,
@@ -104,16 +68,7 @@ impl Ins<'_, '_, '_> {
                     if ty.bytes() == 2 {
                         return self.unsupported("carry of 16-bit values");
                     }
-                    return Ok(Op::Carry {
-                        op,
-                        ty,
-                        carry_in,
-                        carry_out,
-                        d,
-                        a,
-                        b,
-                        c,
-                    });
+                    return Ok(Op::Carry { op, ty, carry_in, carry_out, d, a, b, c });
                 }
                 let op = match (mode, sat) {
                     (Some(0), false) => IntOp::MadLo,
@@ -121,8 +76,7 @@ impl Ins<'_, '_, '_> {
                     (Some(1), true) if ty == S32 => IntOp::MadHiSat,
                     (Some(2), false) => IntOp::MadWide,
                     _ => {
-                        return self
-                            .bad("one of .lo, .hi, .wide is needed, .sat only with .hi.s32");
+                        return self.bad("one of .lo, .hi, .wide is needed, .sat only with .hi.s32");
                     }
                 };
                 Ok(Op::Int { op, ty, d, a, b, c })
@@ -146,25 +100,11 @@ impl Ins<'_, '_, '_> {
             }
             "div" | "rem" => {
                 let ty = self.int_ty(ARITH)?;
-                self.int2(
-                    if base == "div" {
-                        IntOp::Div
-                    } else {
-                        IntOp::Rem
-                    },
-                    ty,
-                )
+                self.int2(if base == "div" { IntOp::Div } else { IntOp::Rem }, ty)
             }
             "abs" | "neg" => {
                 let ty = self.int_ty(&[S16, S32, S64])?;
-                self.int1(
-                    if base == "abs" {
-                        IntOp::Abs
-                    } else {
-                        IntOp::Neg
-                    },
-                    ty,
-                )
+                self.int1(if base == "abs" { IntOp::Abs } else { IntOp::Neg }, ty)
             }
             "min" | "max" => {
                 let relu = self.has("relu");
@@ -173,14 +113,7 @@ impl Ins<'_, '_, '_> {
                     return self.unsupported(".relu of this type");
                 }
                 if relu {
-                    return self.int2(
-                        if base == "min" {
-                            IntOp::MinRelu
-                        } else {
-                            IntOp::MaxRelu
-                        },
-                        ty,
-                    );
+                    return self.int2(if base == "min" { IntOp::MinRelu } else { IntOp::MaxRelu }, ty);
                 }
                 let packed = matches!(ty, U16x2 | S16x2);
                 self.int2(
@@ -195,14 +128,7 @@ impl Ins<'_, '_, '_> {
             }
             "popc" | "clz" => {
                 let ty = self.int_ty(&[B32, B64])?;
-                self.int1(
-                    if base == "popc" {
-                        IntOp::Popc
-                    } else {
-                        IntOp::Clz
-                    },
-                    ty,
-                )
+                self.int1(if base == "popc" { IntOp::Popc } else { IntOp::Clz }, ty)
             }
             "brev" => {
                 let ty = self.int_ty(&[B32, B64])?;
@@ -211,14 +137,7 @@ impl Ins<'_, '_, '_> {
             "bfind" => {
                 let shift = self.has("shiftamt");
                 let ty = self.int_ty(&[U32, S32, U64, S64])?;
-                self.int1(
-                    if shift {
-                        IntOp::BfindShift
-                    } else {
-                        IntOp::Bfind
-                    },
-                    ty,
-                )
+                self.int1(if shift { IntOp::BfindShift } else { IntOp::Bfind }, ty)
             }
             "fns" => {
                 self.int_ty(&[B32])?;
@@ -228,14 +147,7 @@ impl Ins<'_, '_, '_> {
                 let ty = self.int_ty(&[U32, S32, U64, S64])?;
                 self.count(4..=4)?;
                 let (d, a) = (self.dst(0)?, self.src(1, ty)?);
-                Ok(Op::Int {
-                    op: IntOp::Bfe,
-                    ty,
-                    d,
-                    a,
-                    b: self.src(2, U32)?,
-                    c: self.src(3, U32)?,
-                })
+                Ok(Op::Int { op: IntOp::Bfe, ty, d, a, b: self.src(2, U32)?, c: self.src(3, U32)? })
             }
             "bfi" => {
                 let ty = self.int_ty(&[B32, B64])?;
@@ -270,11 +182,7 @@ impl Ins<'_, '_, '_> {
                     let operand = self.operand(0)?;
                     let d = self.pred_dst(operand)?;
                     let a = self.pred_src(1)?;
-                    let b = if base == "not" {
-                        UNUSED
-                    } else {
-                        self.pred_src(2)?
-                    };
+                    let b = if base == "not" { UNUSED } else { self.pred_src(2)? };
                     let op = match base {
                         "and" => PredOp::And,
                         "or" => PredOp::Or,
@@ -334,33 +242,19 @@ impl Ins<'_, '_, '_> {
             "prmt" => {
                 self.int_ty(&[B32])?;
                 let mode = self
-                    .one_of(&[
-                        ("f4e", 1),
-                        ("b4e", 2),
-                        ("rc8", 3),
-                        ("ecl", 4),
-                        ("ecr", 5),
-                        ("rc16", 6),
-                    ])
+                    .one_of(&[("f4e", 1), ("b4e", 2), ("rc8", 3), ("ecl", 4), ("ecr", 5), ("rc16", 6)])
                     .unwrap_or(0);
                 self.int3(IntOp::Prmt(mode), B32)
             }
             "dp4a" | "dp2a" => {
-                let hi = if base == "dp2a" {
-                    self.one_of(&[("lo", false), ("hi", true)])
-                } else {
-                    Some(false)
-                };
+                let hi =
+                    if base == "dp2a" { self.one_of(&[("lo", false), ("hi", true)]) } else { Some(false) };
                 let Some(hi) = hi else {
                     return self.bad("one of .lo, .hi is needed");
                 };
                 let a = self.int_ty(&[U32, S32])?.signed();
                 let b = self.int_ty(&[U32, S32])?.signed();
-                let op = if base == "dp4a" {
-                    IntOp::Dp4a(a, b)
-                } else {
-                    IntOp::Dp2a(a, b, hi)
-                };
+                let op = if base == "dp4a" { IntOp::Dp4a(a, b) } else { IntOp::Dp2a(a, b, hi) };
                 self.int3(op, if a || b { S32 } else { U32 })
             }
             _ => self.unsupported("this instruction is not implemented"),
@@ -369,49 +263,21 @@ impl Ins<'_, '_, '_> {
 
     fn int1(&mut self, op: IntOp, ty: Ty) -> Result<Op> {
         self.count(2..=2)?;
-        Ok(Op::Int {
-            op,
-            ty,
-            d: self.dst(0)?,
-            a: self.src(1, ty)?,
-            b: UNUSED,
-            c: UNUSED,
-        })
+        Ok(Op::Int { op, ty, d: self.dst(0)?, a: self.src(1, ty)?, b: UNUSED, c: UNUSED })
     }
 
     fn int2(&mut self, op: IntOp, ty: Ty) -> Result<Op> {
         self.count(3..=3)?;
-        Ok(Op::Int {
-            op,
-            ty,
-            d: self.dst(0)?,
-            a: self.src(1, ty)?,
-            b: self.src(2, ty)?,
-            c: UNUSED,
-        })
+        Ok(Op::Int { op, ty, d: self.dst(0)?, a: self.src(1, ty)?, b: self.src(2, ty)?, c: UNUSED })
     }
 
     fn int3(&mut self, op: IntOp, ty: Ty) -> Result<Op> {
         self.count(4..=4)?;
-        Ok(Op::Int {
-            op,
-            ty,
-            d: self.dst(0)?,
-            a: self.src(1, ty)?,
-            b: self.src(2, ty)?,
-            c: self.src(3, ty)?,
-        })
+        Ok(Op::Int { op, ty, d: self.dst(0)?, a: self.src(1, ty)?, b: self.src(2, ty)?, c: self.src(3, ty)? })
     }
 
     fn shift(&mut self, op: IntOp, ty: Ty) -> Result<Op> {
         self.count(3..=3)?;
-        Ok(Op::Int {
-            op,
-            ty,
-            d: self.dst(0)?,
-            a: self.src(1, ty)?,
-            b: self.src(2, Ty::U32)?,
-            c: UNUSED,
-        })
+        Ok(Op::Int { op, ty, d: self.dst(0)?, a: self.src(1, ty)?, b: self.src(2, Ty::U32)?, c: UNUSED })
     }
 }

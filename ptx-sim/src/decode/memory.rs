@@ -121,10 +121,7 @@ impl<'a> Ins<'_, '_, 'a> {
                     }
                 }
                 self.count(2..=2)?;
-                Ok(Op::Movmatrix {
-                    d: self.dst(0)?,
-                    a: self.src(1, Ty::B32)?,
-                })
+                Ok(Op::Movmatrix { d: self.dst(0)?, a: self.src(1, Ty::B32)? })
             }
             "mma" => self.mma(),
             // Hints to the caches: no effect on what is computed.
@@ -143,9 +140,7 @@ impl<'a> Ins<'_, '_, 'a> {
         let is_store = self.mods[0] == "st";
         let space = self.space_or_generic()?;
         self.hints();
-        let lanes = self
-            .one_of(&[("v2", 2usize), ("v4", 4), ("v8", 8)])
-            .unwrap_or(1);
+        let lanes = self.one_of(&[("v2", 2usize), ("v4", 4), ("v8", 8)]).unwrap_or(1);
         if self.has("L2::cache_hint") {
             return self.unsupported("a cache policy");
         }
@@ -170,27 +165,16 @@ impl<'a> Ins<'_, '_, 'a> {
             n = dst.len();
             Op::Ld { access, dst }
         };
-        if n != lanes {
-            self.bad(format!("{n} elements, wanted {lanes}"))
-        } else {
-            Ok(op)
-        }
+        if n != lanes { self.bad(format!("{n} elements, wanted {lanes}")) } else { Ok(op) }
     }
 
     fn atomic(&mut self) -> Result<Op> {
         let is_red = self.mods[0] == "red";
-        if self
-            .mods
-            .iter()
-            .any(|m| matches!(*m, "async" | "v2" | "v4" | "v8"))
-        {
+        if self.mods.iter().any(|m| matches!(*m, "async" | "v2" | "v4" | "v8")) {
             return self.unsupported("vector or asynchronous atomics");
         }
         let space = self.space_or_generic()?;
-        let ordered = self
-            .mods
-            .iter()
-            .any(|m| matches!(*m, "acquire" | "release" | "acq_rel"));
+        let ordered = self.mods.iter().any(|m| matches!(*m, "acquire" | "release" | "acq_rel"));
         self.hints();
         let op = match self.one_of(&[
             ("add", AtomOp::Add),
@@ -211,10 +195,7 @@ impl<'a> Ins<'_, '_, 'a> {
         let ty = self.ty()?;
         use Ty::*;
         let fits = match op {
-            AtomOp::Add => matches!(
-                ty,
-                U32 | S32 | U64 | S64 | F32 | F64 | F16 | Bf16 | F16x2 | Bf16x2
-            ),
+            AtomOp::Add => matches!(ty, U32 | S32 | U64 | S64 | F32 | F64 | F16 | Bf16 | F16x2 | Bf16x2),
             AtomOp::Min | AtomOp::Max => matches!(ty, U32 | S32 | U64 | S64),
             AtomOp::Inc | AtomOp::Dec => ty == U32,
             AtomOp::Cas => matches!(ty, B16 | B32 | B64 | U32 | S32 | U64),
@@ -230,19 +211,8 @@ impl<'a> Ins<'_, '_, 'a> {
         let (addr, space) = self.addr(first, space)?;
         self.note_cell(space, ty.bytes());
         let b = self.src(first + 1, ty)?;
-        let c = if op == AtomOp::Cas {
-            self.src(first + 2, ty)?
-        } else {
-            Src::Imm(0)
-        };
-        Ok(Op::Atom {
-            access: Access { space, ty, addr },
-            op,
-            d,
-            b,
-            c,
-            ordered,
-        })
+        let c = if op == AtomOp::Cas { self.src(first + 2, ty)? } else { Src::Imm(0) };
+        Ok(Op::Atom { access: Access { space, ty, addr }, op, d, b, c, ordered })
     }
 
     fn cp(&mut self) -> Result<Op> {
@@ -260,9 +230,7 @@ impl<'a> Ins<'_, '_, 'a> {
         if self.has("wait_group") {
             self.count(1..=1)?;
             return match self.src(0, Ty::U32)? {
-                Src::Imm(keep) => Ok(Op::CpWait {
-                    keep: keep.min(u64::from(u32::MAX)) as u32,
-                }),
+                Src::Imm(keep) => Ok(Op::CpWait { keep: keep.min(u64::from(u32::MAX)) as u32 }),
                 _ => self.bad("the number of groups must be a constant"),
             };
         }
@@ -296,13 +264,7 @@ impl<'a> Ins<'_, '_, 'a> {
             src_size = Some(self.src(3, Ty::U32)?);
         }
         self.note_cell(Space::Shared, bytes);
-        Ok(Op::CpAsync {
-            bytes,
-            dst,
-            src,
-            src_size,
-            ignore,
-        })
+        Ok(Op::CpAsync { bytes, dst, src, src_size, ignore })
     }
 
     fn matrix(&mut self) -> Result<Op> {
@@ -325,30 +287,16 @@ impl<'a> Ins<'_, '_, 'a> {
             return self.unsupported("a generic address");
         }
         let op = if is_load {
-            Op::Ldmatrix {
-                count,
-                trans,
-                d: self.vector_dst(0)?,
-                addr,
-            }
+            Op::Ldmatrix { count, trans, d: self.vector_dst(0)?, addr }
         } else {
-            Op::Stmatrix {
-                count,
-                trans,
-                addr,
-                a: self.vector_src(1, Ty::B32)?,
-            }
+            Op::Stmatrix { count, trans, addr, a: self.vector_src(1, Ty::B32)? }
         };
         let n = match &op {
             Op::Ldmatrix { d, .. } => d.len(),
             Op::Stmatrix { a, .. } => a.len(),
             _ => 0,
         };
-        if n != usize::from(count) {
-            self.bad(format!("{n} registers, wanted {count}"))
-        } else {
-            Ok(op)
-        }
+        if n != usize::from(count) { self.bad(format!("{n} registers, wanted {count}")) } else { Ok(op) }
     }
 
     fn mma(&mut self) -> Result<Op> {
@@ -393,9 +341,7 @@ impl<'a> Ins<'_, '_, 'a> {
         use MmaTy::*;
         let fits = d_ty == c_ty
             && match (a_ty, b_ty, d_ty) {
-                (F16, F16, F16 | F32) | (Bf16, Bf16, F32) => {
-                    (m, n) == (16, 8) && matches!(k, 8 | 16)
-                }
+                (F16, F16, F16 | F32) | (Bf16, Bf16, F32) => (m, n) == (16, 8) && matches!(k, 8 | 16),
                 (Tf32, Tf32, F32) => (m, n) == (16, 8) && matches!(k, 4 | 8),
                 (S8 | U8, S8 | U8, S32) => (m == 16 && matches!(k, 16 | 32)) || (m == 8 && k == 16),
                 (F64, F64, F64) => (m == 8 && k == 4) || (m == 16 && matches!(k, 4 | 8 | 16)),

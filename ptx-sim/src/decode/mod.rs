@@ -67,14 +67,8 @@ impl SharedLayout {
         // 128 divides the distance, so that the banks are those of an unpadded layout.
         let offset = self.end.checked_next_multiple_of(decl.align.max(GAP))?;
         self.end = offset.checked_add(decl.size)?.checked_add(GAP)?;
-        self.bytes = self
-            .bytes
-            .checked_next_multiple_of(decl.align)?
-            .checked_add(decl.size)?;
-        self.vars.push(SharedVar {
-            offset,
-            size: decl.size,
-        });
+        self.bytes = self.bytes.checked_next_multiple_of(decl.align)?.checked_add(decl.size)?;
+        self.vars.push(SharedVar { offset, size: decl.size });
         Some(offset)
     }
 }
@@ -137,10 +131,7 @@ impl<'a> Decoder<'_, 'a> {
         let offset = out.frame_bytes.next_multiple_of(decl.align.max(16));
         out.frame_bytes = offset.saturating_add(decl.size).saturating_add(16);
         if out.frame_bytes > MAX_FRAME {
-            return Err(error(
-                line,
-                format!("local memory of more than {MAX_FRAME} bytes"),
-            ));
+            return Err(error(line, format!("local memory of more than {MAX_FRAME} bytes")));
         }
         Ok(offset)
     }
@@ -156,33 +147,21 @@ impl<'a> Decoder<'_, 'a> {
                 let offset = self.out.param_bytes.next_multiple_of(decl.align);
                 self.out.param_bytes = offset.saturating_add(decl.size);
                 if self.out.param_bytes > 32764 {
-                    return Err(error(
-                        ast.line,
-                        "more than 32764 bytes of kernel parameters",
-                    ));
+                    return Err(error(ast.line, "more than 32764 bytes of kernel parameters"));
                 }
-                self.function_places
-                    .insert(decl.name, Place::EntryParam(offset));
+                self.function_places.insert(decl.name, Place::EntryParam(offset));
                 offset
             } else {
                 let offset = self.frame(decl, ast.line)?;
                 self.function_places.insert(decl.name, Place::Frame(offset));
                 offset
             };
-            self.out.params.push(Param {
-                name: decl.name.to_owned(),
-                offset,
-                size: decl.size,
-            });
+            self.out.params.push(Param { name: decl.name.to_owned(), offset, size: decl.size });
         }
         for decl in &ast.rets {
             let offset = self.frame(decl, ast.line)?;
             self.function_places.insert(decl.name, Place::Frame(offset));
-            self.out.rets.push(Param {
-                name: decl.name.to_owned(),
-                offset,
-                size: decl.size,
-            });
+            self.out.rets.push(Param { name: decl.name.to_owned(), offset, size: decl.size });
         }
         for (id, scope) in self.body.scopes.iter().enumerate() {
             for name in &scope.var_order {
@@ -190,9 +169,7 @@ impl<'a> Decoder<'_, 'a> {
                 let place = match decl.space {
                     Space::Shared if decl.is_dynamic => Place::DynamicShared,
                     Space::Shared => Place::Shared(
-                        shared
-                            .place(decl)
-                            .ok_or_else(|| error(ast.line, "too much shared memory"))?,
+                        shared.place(decl).ok_or_else(|| error(ast.line, "too much shared memory"))?,
                     ),
                     Space::Global | Space::Const => Place::Absolute(absolute(decl)?),
                     _ => Place::Frame(self.frame(decl, ast.line)?),
@@ -208,10 +185,7 @@ impl<'a> Decoder<'_, 'a> {
     fn code(&mut self) -> Result<()> {
         let body = self.body;
         if body.stmts.len() > MAX_CODE {
-            return Err(error(
-                self.out.line,
-                format!("more than {MAX_CODE} instructions in a function"),
-            ));
+            return Err(error(self.out.line, format!("more than {MAX_CODE} instructions in a function")));
         }
         let mut raw = Vec::with_capacity(body.stmts.len() + 1);
         for stmt in &body.stmts {
@@ -267,9 +241,7 @@ impl<'a> Decoder<'_, 'a> {
         for inst in &mut code {
             match &mut inst.op {
                 Op::Bra { target } | Op::Goto { target } => *target = address[*target as usize],
-                Op::Brx { targets, .. } => {
-                    targets.iter_mut().for_each(|t| *t = address[*t as usize])
-                }
+                Op::Brx { targets, .. } => targets.iter_mut().for_each(|t| *t = address[*t as usize]),
                 _ => {}
             }
         }
@@ -295,21 +267,15 @@ impl<'a> Decoder<'_, 'a> {
     fn reg(&mut self, name: &'a str, scope: u32, line: u32) -> Result<Option<Reg>> {
         let digits = name.bytes().rev().take_while(u8::is_ascii_digit).count();
         let (prefix, number) = name.split_at(name.len() - digits);
-        let number: Option<u32> = if number.len() > 1 && number.starts_with('0') {
-            None
-        } else {
-            number.parse().ok()
-        };
+        let number: Option<u32> =
+            if number.len() > 1 && number.starts_with('0') { None } else { number.parse().ok() };
         let mut at = Some(scope);
         while let Some(id) = at {
             if let Some(&reg) = self.regs.get(&(id, name)) {
                 return Ok(Some(reg));
             }
             let s = &self.body.scopes[id as usize];
-            let ty = match (
-                s.regs.get(name),
-                number.and_then(|n| Some((n, s.regs.get(prefix)?))),
-            ) {
+            let ty = match (s.regs.get(name), number.and_then(|n| Some((n, s.regs.get(prefix)?)))) {
                 (Some((ty, None)), _) => Some(*ty),
                 (_, Some((n, (ty, Some(count))))) if n < *count => Some(*ty),
                 _ => None,
@@ -332,10 +298,7 @@ impl<'a> Decoder<'_, 'a> {
             }
             at = self.body.scopes[id as usize].parent;
         }
-        self.function_places
-            .get(name)
-            .or_else(|| self.module.symbols.get(name))
-            .copied()
+        self.function_places.get(name).or_else(|| self.module.symbols.get(name)).copied()
     }
 
     /// Offset and size of a call parameter in the frame.
@@ -357,12 +320,7 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
         if mods.len() > 32 {
             return Err(error(stmt.line, "too many modifiers"));
         }
-        Ok(Self {
-            cx,
-            stmt,
-            mods,
-            used: 1,
-        })
+        Ok(Self { cx, stmt, mods, used: 1 })
     }
 
     fn unsupported<T>(&self, reason: impl Into<String>) -> Result<T> {
@@ -374,10 +332,7 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
     }
 
     fn bad<T>(&self, message: impl AsRef<str>) -> Result<T> {
-        Err(error(
-            self.stmt.line,
-            format!("`{}`: {}", self.stmt.opcode, message.as_ref()),
-        ))
+        Err(error(self.stmt.line, format!("`{}`: {}", self.stmt.opcode, message.as_ref())))
     }
 
     /// Takes a modifier, if it is there.
@@ -393,10 +348,7 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
 
     /// Takes the first modifier of a list.
     fn one_of<T: Copy>(&mut self, names: &[(&str, T)]) -> Option<T> {
-        names
-            .iter()
-            .find(|(name, _)| self.has(name))
-            .map(|(_, value)| *value)
+        names.iter().find(|(name, _)| self.has(name)).map(|(_, value)| *value)
     }
 
     /// Takes the next type.
@@ -424,11 +376,7 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
 
     fn count(&self, range: std::ops::RangeInclusive<usize>) -> Result<()> {
         let n = self.stmt.operands.len();
-        if range.contains(&n) {
-            Ok(())
-        } else {
-            self.bad(format!("{n} operands, wanted {range:?}"))
-        }
+        if range.contains(&n) { Ok(()) } else { self.bad(format!("{n} operands, wanted {range:?}")) }
     }
 
     fn operand(&self, i: usize) -> Result<&'a Operand<'a>> {
@@ -545,16 +493,12 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
         }
         let add = |v: u64| Src::Imm(v.wrapping_add(addend as u64));
         Ok(match self.cx.place(w, self.stmt.scope) {
-            Some(Place::Frame(offset)) => {
-                Src::Special(Special::Frame(offset.wrapping_add(addend as u32)))
-            }
+            Some(Place::Frame(offset)) => Src::Special(Special::Frame(offset.wrapping_add(addend as u32))),
             Some(Place::Shared(offset)) => add(u64::from(offset)),
             Some(Place::DynamicShared) => Src::Special(Special::DynamicBase(addend as u32)),
             Some(Place::Absolute(address)) => add(address),
             Some(Place::EntryParam(offset)) => add(u64::from(offset)),
-            Some(Place::Function(index)) => {
-                add(crate::memory::FUNCTION_WINDOW + u64::from(index) * 16)
-            }
+            Some(Place::Function(index)) => add(crate::memory::FUNCTION_WINDOW + u64::from(index) * 16),
             Some(Place::Printf | Place::AssertFail) => {
                 return self.bad("address of a runtime function");
             }
@@ -599,13 +543,7 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
         let op = self.op()?;
         self.done()?;
         let class = class(&op);
-        Ok(Inst {
-            op,
-            guard,
-            class,
-            line: self.stmt.line,
-            loc: self.stmt.loc,
-        })
+        Ok(Inst { op, guard, class, line: self.stmt.line, loc: self.stmt.loc })
     }
 
     fn op(&mut self) -> Result<Op> {
@@ -613,20 +551,19 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
             "add" | "sub" | "mul" | "mad" | "fma" | "div" | "abs" | "neg" | "min" | "max" => {
                 self.arithmetic()
             }
-            "rem" | "sad" | "mul24" | "mad24" | "popc" | "clz" | "bfind" | "fns" | "brev"
-            | "bfe" | "bfi" | "szext" | "bmsk" | "and" | "or" | "xor" | "not" | "cnot" | "lop3"
-            | "shf" | "shl" | "shr" | "prmt" | "dp4a" | "dp2a" | "addc" | "subc" | "madc" => {
-                self.integer()
+            "rem" | "sad" | "mul24" | "mad24" | "popc" | "clz" | "bfind" | "fns" | "brev" | "bfe" | "bfi"
+            | "szext" | "bmsk" | "and" | "or" | "xor" | "not" | "cnot" | "lop3" | "shf" | "shl" | "shr"
+            | "prmt" | "dp4a" | "dp2a" | "addc" | "subc" | "madc" => self.integer(),
+            "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" | "copysign" | "testp" => {
+                self.float()
             }
-            "rcp" | "sqrt" | "rsqrt" | "sin" | "cos" | "lg2" | "ex2" | "tanh" | "copysign"
-            | "testp" => self.float(),
             "setp" | "set" | "selp" | "slct" => self.compare(),
             "mov" | "cvt" | "cvta" | "isspacep" => self.data(),
-            "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "movmatrix"
-            | "mma" | "prefetch" | "prefetchu" | "discard" | "applypriority" => self.memory(),
-            "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" | "bar" | "barrier"
-            | "membar" | "fence" | "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt"
-            | "nanosleep" | "pmevent" | "griddepcontrol" | "setmaxnreg" => self.control(),
+            "ld" | "ldu" | "st" | "atom" | "red" | "cp" | "ldmatrix" | "stmatrix" | "movmatrix" | "mma"
+            | "prefetch" | "prefetchu" | "discard" | "applypriority" => self.memory(),
+            "shfl" | "vote" | "match" | "redux" | "elect" | "activemask" | "bar" | "barrier" | "membar"
+            | "fence" | "bra" | "brx" | "call" | "ret" | "exit" | "trap" | "brkpt" | "nanosleep"
+            | "pmevent" | "griddepcontrol" | "setmaxnreg" => self.control(),
             _ => self.unsupported("this instruction is not implemented"),
         }
     }
@@ -636,11 +573,7 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
         let is_float = self.mods.iter().any(|m| {
             matches!(Ty::parse(m), Some(t) if t.is_float() || matches!(t, Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2))
         });
-        if is_float {
-            self.float()
-        } else {
-            self.integer()
-        }
+        if is_float { self.float() } else { self.integer() }
     }
 }
 
@@ -702,19 +635,15 @@ fn class(op: &Op) -> Class {
             Class::Integer
         }
         Op::Float { op, ty, mode, .. } => match op {
-            FloatOp::Rsqrt
-            | FloatOp::Sin
-            | FloatOp::Cos
-            | FloatOp::Lg2
-            | FloatOp::Ex2
-            | FloatOp::Tanh => Class::Special,
+            FloatOp::Rsqrt | FloatOp::Sin | FloatOp::Cos | FloatOp::Lg2 | FloatOp::Ex2 | FloatOp::Tanh => {
+                Class::Special
+            }
             FloatOp::Rcp | FloatOp::Sqrt if mode.approx => Class::Special,
             _ => of(*ty),
         },
-        Op::TestP { ty, .. }
-        | Op::Setp { ty, .. }
-        | Op::Set { ty, .. }
-        | Op::Slct { cond: ty, .. } => of(*ty),
+        Op::TestP { ty, .. } | Op::Setp { ty, .. } | Op::Set { ty, .. } | Op::Slct { cond: ty, .. } => {
+            of(*ty)
+        }
         Op::Cvt { .. } | Op::CvtPair { .. } => Class::Convert,
         Op::Mov { .. }
         | Op::Pack { .. }
@@ -741,12 +670,8 @@ fn class(op: &Op) -> Class {
         | Op::ActiveMask { .. }
         | Op::Movmatrix { .. } => Class::Warp,
         Op::Bar { .. } | Op::BarWarp { .. } | Op::Fence { .. } => Class::Barrier,
-        Op::Bra { .. }
-        | Op::Brx { .. }
-        | Op::Call(_)
-        | Op::Ret
-        | Op::Exit
-        | Op::Trap
-        | Op::Goto { .. } => Class::Control,
+        Op::Bra { .. } | Op::Brx { .. } | Op::Call(_) | Op::Ret | Op::Exit | Op::Trap | Op::Goto { .. } => {
+            Class::Control
+        }
     }
 }

@@ -12,9 +12,7 @@ impl<'a> Ins<'_, '_, 'a> {
                 self.has("uni");
                 self.count(1..=1)?;
                 let name = self.word(0)?;
-                Ok(Op::Bra {
-                    target: self.label(name)?,
-                })
+                Ok(Op::Bra { target: self.label(name)? })
             }
             "brx" => {
                 if !self.has("idx") {
@@ -66,9 +64,7 @@ impl<'a> Ins<'_, '_, 'a> {
             }
             "membar" | "fence" => {
                 let cta = self.has("cta");
-                for m in [
-                    "gl", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release",
-                ] {
+                for m in ["gl", "sys", "gpu", "cluster", "sc", "acq_rel", "acquire", "release"] {
                     self.has(m);
                 }
                 self.count(0..=0)?;
@@ -89,17 +85,9 @@ impl<'a> Ins<'_, '_, 'a> {
                 self.ty()?;
                 self.count(if sync { 3..=3 } else { 2..=2 })?;
                 let operand = self.operand(0)?;
-                let d = if mode == VoteMode::Ballot {
-                    self.dst(0)?
-                } else {
-                    self.pred_dst(operand)?
-                };
+                let d = if mode == VoteMode::Ballot { self.dst(0)? } else { self.pred_dst(operand)? };
                 let a = self.pred_src(1)?;
-                let mask = if sync {
-                    Some(self.src(2, Ty::U32)?)
-                } else {
-                    None
-                };
+                let mask = if sync { Some(self.src(2, Ty::U32)?) } else { None };
                 Ok(Op::Vote { mode, d, a, mask })
             }
             "match" => {
@@ -115,14 +103,7 @@ impl<'a> Ins<'_, '_, 'a> {
                     Some(p) => self.pred_dst(p)?,
                     None => Reg::Sink,
                 };
-                Ok(Op::Match {
-                    all,
-                    bits: ty.bits(),
-                    d,
-                    p,
-                    a: self.src(1, ty)?,
-                    mask: self.src(2, Ty::U32)?,
-                })
+                Ok(Op::Match { all, bits: ty.bits(), d, p, a: self.src(1, ty)?, mask: self.src(2, Ty::U32)? })
             }
             "redux" => {
                 self.has("sync");
@@ -142,27 +123,16 @@ impl<'a> Ins<'_, '_, 'a> {
                 }
                 self.count(3..=3)?;
                 let (d, a) = (self.dst(0)?, self.src(1, ty)?);
-                Ok(Op::Redux {
-                    op,
-                    signed: ty == Ty::S32,
-                    d,
-                    a,
-                    mask: self.src(2, Ty::U32)?,
-                })
+                Ok(Op::Redux { op, signed: ty == Ty::S32, d, a, mask: self.src(2, Ty::U32)? })
             }
             "elect" => {
                 self.has("sync");
                 self.count(2..=2)?;
-                let (Operand::Pair(..), (d, Some(p))) = (self.operand(0)?, self.dst_pair(0)?)
-                else {
+                let (Operand::Pair(..), (d, Some(p))) = (self.operand(0)?, self.dst_pair(0)?) else {
                     return self.bad("the destination must be d|p");
                 };
                 let d = self.any_dst(d)?;
-                Ok(Op::Elect {
-                    d,
-                    p: self.pred_dst(p)?,
-                    mask: self.src(1, Ty::U32)?,
-                })
+                Ok(Op::Elect { d, p: self.pred_dst(p)?, mask: self.src(1, Ty::U32)? })
             }
             "activemask" => {
                 self.ty()?;
@@ -178,9 +148,7 @@ impl<'a> Ins<'_, '_, 'a> {
         if self.has("warp") {
             self.has("sync");
             self.count(1..=1)?;
-            return Ok(Op::BarWarp {
-                mask: self.src(0, Ty::U32)?,
-            });
+            return Ok(Op::BarWarp { mask: self.src(0, Ty::U32)? });
         }
         self.has("cta");
         let aligned = self.has("aligned") | is_bar;
@@ -192,11 +160,8 @@ impl<'a> Ins<'_, '_, 'a> {
         } else if self.has("arrive") {
             BarKind::Arrive
         } else if self.has("red") {
-            match self.one_of(&[
-                ("popc", BarKind::RedPopc),
-                ("and", BarKind::RedAnd),
-                ("or", BarKind::RedOr),
-            ]) {
+            match self.one_of(&[("popc", BarKind::RedPopc), ("and", BarKind::RedAnd), ("or", BarKind::RedOr)])
+            {
                 Some(kind) => kind,
                 None => return self.bad("no reduction given"),
             }
@@ -210,11 +175,7 @@ impl<'a> Ins<'_, '_, 'a> {
         if red {
             self.ty()?;
             let operand = self.operand(0)?;
-            d = if kind == BarKind::RedPopc {
-                self.dst(0)?
-            } else {
-                self.pred_dst(operand)?
-            };
+            d = if kind == BarKind::RedPopc { self.dst(0)? } else { self.pred_dst(operand)? };
             at = 1;
         }
         let id = self.src(at, Ty::U32)?;
@@ -224,25 +185,14 @@ impl<'a> Ins<'_, '_, 'a> {
             return self.bad("number of operands");
         }
         let has_count = rest > usize::from(red);
-        let count = if has_count {
-            Some(self.src(at, Ty::U32)?)
-        } else {
-            None
-        };
+        let count = if has_count { Some(self.src(at, Ty::U32)?) } else { None };
         if red {
             p = self.pred_src(at + usize::from(has_count))?;
         }
         if kind == BarKind::Arrive && count.is_none() {
             return self.bad("arrive needs a thread count");
         }
-        Ok(Op::Bar {
-            kind,
-            aligned,
-            id,
-            count,
-            d,
-            p,
-        })
+        Ok(Op::Bar { kind, aligned, id, count, d, p })
     }
 
     fn shfl(&mut self) -> Result<Op> {
@@ -266,25 +216,9 @@ impl<'a> Ins<'_, '_, 'a> {
             Some(p) => self.pred_dst(p)?,
             None => Reg::Sink,
         };
-        let (a, b, c) = (
-            self.src(1, ty)?,
-            self.src(2, Ty::U32)?,
-            self.src(3, Ty::U32)?,
-        );
-        let mask = if sync {
-            Some(self.src(4, Ty::U32)?)
-        } else {
-            None
-        };
-        Ok(Op::Shfl {
-            mode,
-            d,
-            p,
-            a,
-            b,
-            c,
-            mask,
-        })
+        let (a, b, c) = (self.src(1, ty)?, self.src(2, Ty::U32)?, self.src(3, Ty::U32)?);
+        let mask = if sync { Some(self.src(4, Ty::U32)?) } else { None };
+        Ok(Op::Shfl { mode, d, p, a, b, c, mask })
     }
 
     fn call(&mut self) -> Result<Op> {

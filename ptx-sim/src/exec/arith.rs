@@ -32,11 +32,7 @@ fn bfi(a: u64, b: u64, pos: u32, len: u32, width: u32) -> u64 {
         return b;
     }
     let have = len.min(width - pos);
-    let mask = if have >= 64 {
-        !0
-    } else {
-        ((1u64 << have) - 1) << pos
-    };
+    let mask = if have >= 64 { !0 } else { ((1u64 << have) - 1) << pos };
     b & !mask | a << pos & mask
 }
 
@@ -49,11 +45,7 @@ fn prmt(mode: u8, a: u32, b: u32, c: u32) -> u32 {
             for i in 0..4 {
                 let s = c >> (4 * i) & 0xf;
                 let v = byte(s & 7);
-                let v = if s & 8 != 0 {
-                    if v & 0x80 != 0 { 0xff } else { 0 }
-                } else {
-                    v
-                };
+                let v = if s & 8 != 0 { if v & 0x80 != 0 { 0xff } else { 0 } } else { v };
                 out |= v << (8 * i);
             }
             return out;
@@ -74,25 +66,15 @@ fn prmt(mode: u8, a: u32, b: u32, c: u32) -> u32 {
 fn dp4a(a: u32, b: u32, c: u32, sa: bool, sb: bool) -> u32 {
     let byte = |v: u32, i: u32, signed: bool| {
         let v = (v >> (8 * i)) as u8;
-        if signed {
-            i32::from(v as i8)
-        } else {
-            i32::from(v)
-        }
+        if signed { i32::from(v as i8) } else { i32::from(v) }
     };
-    (0..4).fold(c, |sum, i| {
-        sum.wrapping_add((byte(a, i, sa) * byte(b, i, sb)) as u32)
-    })
+    (0..4).fold(c, |sum, i| sum.wrapping_add((byte(a, i, sa) * byte(b, i, sb)) as u32))
 }
 
 fn dp2a(a: u32, b: u32, c: u32, sa: bool, sb: bool, hi: bool) -> u32 {
     (0..2).fold(c, |sum, i| {
         let x = (a >> (16 * i)) as u16;
-        let x = if sa {
-            i32::from(x as i16)
-        } else {
-            i32::from(x)
-        };
+        let x = if sa { i32::from(x as i16) } else { i32::from(x) };
         let y = (b >> (8 * i + if hi { 16 } else { 0 })) as u8;
         let y = if sb { i32::from(y as i8) } else { i32::from(y) };
         sum.wrapping_add(x.wrapping_mul(y) as u32)
@@ -145,15 +127,7 @@ fn u24(v: u32) -> i64 {
 
 impl Env<'_> {
     #[inline(always)]
-    pub(crate) fn int(
-        &mut self,
-        warp: &mut Warp,
-        op: IntOp,
-        ty: Ty,
-        d: Reg,
-        src: [&Src; 3],
-        m: u32,
-    ) {
+    pub(crate) fn int(&mut self, warp: &mut Warp, op: IntOp, ty: Ty, d: Reg, src: [&Src; 3], m: u32) {
         if matches!(op, IntOp::MulWide | IntOp::MadWide) {
             return self.wide(warp, op, ty, d, src, m);
         }
@@ -161,14 +135,7 @@ impl Env<'_> {
             let (b, c) = (self.src32(warp, src[1]), self.src32(warp, src[2]));
             let a = self.src64(warp, src[0]);
             let v = std::array::from_fn(|l| bfe(a.v[l], b.v[l], c.v[l], ty.bits(), ty.signed()));
-            return warp.put64(
-                d,
-                &V64 {
-                    v,
-                    undef: a.undef | b.undef | c.undef,
-                },
-                m,
-            );
+            return warp.put64(d, &V64 { v, undef: a.undef | b.undef | c.undef }, m);
         }
         match ty.bytes() {
             8 => self.int64(warp, op, ty.signed(), d, src, m),
@@ -193,54 +160,39 @@ impl Env<'_> {
             IntOp::AddSat => two(|a, b| (a as i32).saturating_add(b as i32) as u32),
             IntOp::SubSat => two(|a, b| (a as i32).saturating_sub(b as i32) as u32),
             IntOp::MulLo => map2(&a, &b, u32::wrapping_mul),
-            IntOp::MulHi if signed => map2(&a, &b, |a, b| {
-                ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32
-            }),
+            IntOp::MulHi if signed => {
+                map2(&a, &b, |a, b| ((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32)
+            }
             IntOp::MulHi => map2(&a, &b, |a, b| ((u64::from(a) * u64::from(b)) >> 32) as u32),
             IntOp::MadLo => {
                 let c = self.src32(warp, src[2]);
                 map3(&a, &b, &c, |a, b, c| a.wrapping_mul(b).wrapping_add(c))
             }
-            IntOp::MadHi if signed => three(&|a, b, c| {
-                (((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32).wrapping_add(c)
-            }),
-            IntOp::MadHi => {
-                three(&|a, b, c| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c))
+            IntOp::MadHi if signed => {
+                three(&|a, b, c| (((i64::from(a as i32) * i64::from(b as i32)) >> 32) as u32).wrapping_add(c))
             }
+            IntOp::MadHi => three(&|a, b, c| (((u64::from(a) * u64::from(b)) >> 32) as u32).wrapping_add(c)),
             IntOp::MadHiSat => three(&|a, b, c| {
-                (((i64::from(a as i32) * i64::from(b as i32)) >> 32) as i32)
-                    .saturating_add(c as i32) as u32
+                (((i64::from(a as i32) * i64::from(b as i32)) >> 32) as i32).saturating_add(c as i32) as u32
             }),
             IntOp::Mul24Lo if signed => two(|a, b| (s24(a) * s24(b)) as u32),
             IntOp::Mul24Lo => two(|a, b| (u24(a) * u24(b)) as u32),
             IntOp::Mul24Hi if signed => two(|a, b| ((s24(a) * s24(b)) >> 16) as u32),
             IntOp::Mul24Hi => two(|a, b| ((u24(a) * u24(b)) >> 16) as u32),
-            IntOp::Mad24Lo if signed => {
-                three(&|a, b, c| ((s24(a) * s24(b)) as u32).wrapping_add(c))
-            }
+            IntOp::Mad24Lo if signed => three(&|a, b, c| ((s24(a) * s24(b)) as u32).wrapping_add(c)),
             IntOp::Mad24Lo => three(&|a, b, c| ((u24(a) * u24(b)) as u32).wrapping_add(c)),
-            IntOp::Mad24Hi if signed => {
-                three(&|a, b, c| (((s24(a) * s24(b)) >> 16) as u32).wrapping_add(c))
-            }
+            IntOp::Mad24Hi if signed => three(&|a, b, c| (((s24(a) * s24(b)) >> 16) as u32).wrapping_add(c)),
             IntOp::Mad24Hi => three(&|a, b, c| (((u24(a) * u24(b)) >> 16) as u32).wrapping_add(c)),
             IntOp::Sad if signed => three(&|a, b, c| c.wrapping_add((a as i32).abs_diff(b as i32))),
             IntOp::Sad => three(&|a, b, c| c.wrapping_add(a.abs_diff(b))),
             // Division by zero gives all ones, as the hardware does; the remainder is the dividend.
-            IntOp::Div if signed => two(|a, b| {
-                if b == 0 {
-                    !0
-                } else {
-                    (a as i32).wrapping_div(b as i32) as u32
-                }
-            }),
+            IntOp::Div if signed => {
+                two(|a, b| if b == 0 { !0 } else { (a as i32).wrapping_div(b as i32) as u32 })
+            }
             IntOp::Div => two(|a, b| a.checked_div(b).unwrap_or(!0)),
-            IntOp::Rem if signed => two(|a, b| {
-                if b == 0 {
-                    a
-                } else {
-                    (a as i32).wrapping_rem(b as i32) as u32
-                }
-            }),
+            IntOp::Rem if signed => {
+                two(|a, b| if b == 0 { a } else { (a as i32).wrapping_rem(b as i32) as u32 })
+            }
             IntOp::Rem => two(|a, b| a.checked_rem(b).unwrap_or(a)),
             IntOp::Abs => map1(&a, |a| (a as i32).wrapping_abs() as u32),
             IntOp::Neg => map1(&a, u32::wrapping_neg),
@@ -250,13 +202,9 @@ impl Env<'_> {
             IntOp::Max => map2(&a, &b, |a, b| a.max(b)),
             IntOp::MinRelu => two(|a, b| (a as i32).min(b as i32).max(0) as u32),
             IntOp::MaxRelu => two(|a, b| (a as i32).max(b as i32).max(0) as u32),
-            IntOp::Min16x2 if signed => {
-                two(|a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)) as u32))
-            }
+            IntOp::Min16x2 if signed => two(|a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)) as u32)),
             IntOp::Min16x2 => two(|a, b| halves(a, b, |a, b| a.min(b))),
-            IntOp::Max16x2 if signed => {
-                two(|a, b| halves(a, b, |a, b| sx16(a).max(sx16(b)) as u32))
-            }
+            IntOp::Max16x2 if signed => two(|a, b| halves(a, b, |a, b| sx16(a).max(sx16(b)) as u32)),
             IntOp::Max16x2 => two(|a, b| halves(a, b, |a, b| a.max(b))),
             IntOp::Add16x2 => two(|a, b| halves(a, b, u32::wrapping_add)),
             IntOp::Popc => map1(&a, u32::count_ones),
@@ -280,16 +228,8 @@ impl Env<'_> {
                 }
             }),
             IntOp::Bmsk(wrap) => map2(&a, &b, |pos, len| {
-                let (pos, len) = if wrap {
-                    (pos & 31, len & 31)
-                } else {
-                    (pos, len.min(32))
-                };
-                if pos > 31 {
-                    0
-                } else {
-                    (((1u64 << len) - 1) << pos) as u32
-                }
+                let (pos, len) = if wrap { (pos & 31, len & 31) } else { (pos, len.min(32)) };
+                if pos > 31 { 0 } else { (((1u64 << len) - 1) << pos) as u32 }
             }),
             IntOp::And => map2(&a, &b, |a, b| a & b),
             IntOp::Or => map2(&a, &b, |a, b| a | b),
@@ -322,11 +262,7 @@ impl Env<'_> {
         let shift = matches!(op, IntOp::Shl | IntOp::Shr);
         // As 32-bit values of the same sign; the result is cut to 16 bits.
         let extend = |v: &V32| {
-            if signed {
-                map1(v, |v| sx16(v) as u32)
-            } else {
-                map1(v, zx16)
-            }
+            if signed { map1(v, |v| sx16(v) as u32) } else { map1(v, zx16) }
         };
         a = extend(&a);
         if !shift {
@@ -336,9 +272,7 @@ impl Env<'_> {
             IntOp::MulHi => map2(&a, &b, |a, b| (a.wrapping_mul(b) as i32 >> 16) as u32),
             IntOp::MadHi => {
                 let c = self.src32(warp, src[2]);
-                map3(&a, &b, &c, |a, b, c| {
-                    ((a.wrapping_mul(b) as i32 >> 16) as u32).wrapping_add(c)
-                })
+                map3(&a, &b, &c, |a, b, c| ((a.wrapping_mul(b) as i32 >> 16) as u32).wrapping_add(c))
             }
             IntOp::Add => map2(&a, &b, u32::wrapping_add),
             IntOp::Sub => map2(&a, &b, u32::wrapping_sub),
@@ -349,24 +283,14 @@ impl Env<'_> {
             }
             IntOp::Sad => {
                 let c = self.src32(warp, src[2]);
-                map3(&a, &b, &c, |a, b, c| {
-                    c.wrapping_add((a as i32).abs_diff(b as i32))
-                })
+                map3(&a, &b, &c, |a, b, c| c.wrapping_add((a as i32).abs_diff(b as i32)))
             }
-            IntOp::Div => map2(&a, &b, |a, b| {
-                if b == 0 {
-                    !0
-                } else {
-                    (a as i32).wrapping_div(b as i32) as u32
-                }
-            }),
-            IntOp::Rem => map2(&a, &b, |a, b| {
-                if b == 0 {
-                    a
-                } else {
-                    (a as i32).wrapping_rem(b as i32) as u32
-                }
-            }),
+            IntOp::Div => {
+                map2(&a, &b, |a, b| if b == 0 { !0 } else { (a as i32).wrapping_div(b as i32) as u32 })
+            }
+            IntOp::Rem => {
+                map2(&a, &b, |a, b| if b == 0 { a } else { (a as i32).wrapping_rem(b as i32) as u32 })
+            }
             IntOp::Abs => map1(&a, |a| (a as i32).wrapping_abs() as u32),
             IntOp::Neg => map1(&a, u32::wrapping_neg),
             IntOp::Min => map2(&a, &b, |a, b| (a as i32).min(b as i32) as u32),
@@ -405,27 +329,17 @@ impl Env<'_> {
             IntOp::MadLo => three(|a, b, c| a.wrapping_mul(b).wrapping_add(c)),
             IntOp::MadHi => {
                 let c = self.src64(warp, src[2]);
-                map3w(&a, &b, &c, |a, b, c| {
-                    if signed { hi_s(a, b) } else { hi_u(a, b) }.wrapping_add(c)
-                })
+                map3w(&a, &b, &c, |a, b, c| if signed { hi_s(a, b) } else { hi_u(a, b) }.wrapping_add(c))
             }
             IntOp::Sad if signed => three(|a, b, c| c.wrapping_add((a as i64).abs_diff(b as i64))),
             IntOp::Sad => three(|a, b, c| c.wrapping_add(a.abs_diff(b))),
-            IntOp::Div if signed => two(|a, b| {
-                if b == 0 {
-                    !0
-                } else {
-                    (a as i64).wrapping_div(b as i64) as u64
-                }
-            }),
+            IntOp::Div if signed => {
+                two(|a, b| if b == 0 { !0 } else { (a as i64).wrapping_div(b as i64) as u64 })
+            }
             IntOp::Div => two(|a, b| a.checked_div(b).unwrap_or(!0)),
-            IntOp::Rem if signed => two(|a, b| {
-                if b == 0 {
-                    a
-                } else {
-                    (a as i64).wrapping_rem(b as i64) as u64
-                }
-            }),
+            IntOp::Rem if signed => {
+                two(|a, b| if b == 0 { a } else { (a as i64).wrapping_rem(b as i64) as u64 })
+            }
             IntOp::Rem => two(|a, b| a.checked_rem(b).unwrap_or(a)),
             IntOp::Abs => map1w(&a, |a| (a as i64).wrapping_abs() as u64),
             IntOp::Neg => map1w(&a, u64::wrapping_neg),
@@ -450,17 +364,9 @@ impl Env<'_> {
             IntOp::Not => map1w(&a, |a| !a),
             IntOp::Cnot => map1w(&a, |a| u64::from(a == 0)),
             // The shift amount is 32 bits wide.
-            IntOp::Shl => map2w(
-                &a,
-                &b,
-                |a, n| if n as u32 > 63 { 0 } else { a << (n as u32) },
-            ),
+            IntOp::Shl => map2w(&a, &b, |a, n| if n as u32 > 63 { 0 } else { a << (n as u32) }),
             IntOp::Shr if signed => map2w(&a, &b, |a, n| ((a as i64) >> (n as u32).min(63)) as u64),
-            IntOp::Shr => map2w(
-                &a,
-                &b,
-                |a, n| if n as u32 > 63 { 0 } else { a >> (n as u32) },
-            ),
+            IntOp::Shr => map2w(&a, &b, |a, n| if n as u32 > 63 { 0 } else { a >> (n as u32) }),
             // The decoder lets no other operation have a 64-bit type.
             _ => a,
         };
@@ -470,19 +376,13 @@ impl Env<'_> {
     #[inline(always)]
     fn wide(&mut self, warp: &mut Warp, op: IntOp, ty: Ty, d: Reg, src: [&Src; 3], m: u32) {
         let (a, b) = (self.src32(warp, src[0]), self.src32(warp, src[1]));
-        let mut v = V64 {
-            v: [0; LANES],
-            undef: a.undef | b.undef,
-        };
+        let mut v = V64 { v: [0; LANES], undef: a.undef | b.undef };
         match (ty.bytes(), ty.signed()) {
-            (2, true) => {
-                (0..LANES).for_each(|l| v.v[l] = (sx16(a.v[l]) * sx16(b.v[l])) as u32 as u64)
-            }
+            (2, true) => (0..LANES).for_each(|l| v.v[l] = (sx16(a.v[l]) * sx16(b.v[l])) as u32 as u64),
             (2, false) => (0..LANES).for_each(|l| v.v[l] = u64::from(zx16(a.v[l]) * zx16(b.v[l]))),
             (_, true) => {
-                (0..LANES).for_each(|l| {
-                    v.v[l] = (i64::from(a.v[l] as i32) * i64::from(b.v[l] as i32)) as u64
-                });
+                (0..LANES)
+                    .for_each(|l| v.v[l] = (i64::from(a.v[l] as i32) * i64::from(b.v[l] as i32)) as u64);
             }
             (_, false) => (0..LANES).for_each(|l| v.v[l] = u64::from(a.v[l]) * u64::from(b.v[l])),
         }
@@ -493,26 +393,12 @@ impl Env<'_> {
         warp.put64(d, &v, m);
     }
 
-    pub(crate) fn bfi(
-        &mut self,
-        warp: &mut Warp,
-        wide: bool,
-        d: Reg,
-        [a, b, pos, len]: [&Src; 4],
-        m: u32,
-    ) {
+    pub(crate) fn bfi(&mut self, warp: &mut Warp, wide: bool, d: Reg, [a, b, pos, len]: [&Src; 4], m: u32) {
         let (a, b) = (self.src64(warp, a), self.src64(warp, b));
         let (pos, len) = (self.src32(warp, pos), self.src32(warp, len));
         let width = if wide { 64 } else { 32 };
         let v = std::array::from_fn(|l| bfi(a.v[l], b.v[l], pos.v[l], len.v[l], width));
-        warp.put64(
-            d,
-            &V64 {
-                v,
-                undef: a.undef | b.undef | pos.undef | len.undef,
-            },
-            m,
-        );
+        warp.put64(d, &V64 { v, undef: a.undef | b.undef | pos.undef | len.undef }, m);
     }
 
     pub(crate) fn carry(
@@ -528,10 +414,7 @@ impl Env<'_> {
         let [a, b, c] = src.map(|s| self.src64(warp, s));
         let bits = ty.bits();
         let mask = u128::from(u64::MAX >> (64 - bits));
-        let mut v = V64 {
-            v: [0; LANES],
-            undef: a.undef | b.undef | c.undef,
-        };
+        let mut v = V64 { v: [0; LANES], undef: a.undef | b.undef | c.undef };
         let mut out = 0;
         for l in 0..LANES {
             let cc = u128::from(carry_in && warp.carry >> l & 1 != 0);
@@ -547,11 +430,7 @@ impl Env<'_> {
                     } else {
                         x * y
                     };
-                    let part = if op == CarryOp::MadLo {
-                        product
-                    } else {
-                        product >> bits
-                    };
+                    let part = if op == CarryOp::MadLo { product } else { product >> bits };
                     (part & mask) + (u128::from(c.v[l]) & mask) + cc
                 }
             };
@@ -580,14 +459,7 @@ impl Env<'_> {
             Ty::F64 => {
                 let [a, b, c] = src.map(|s| self.src64(warp, s));
                 let v = std::array::from_fn(|l| float64(op, mode, a.v[l], b.v[l], c.v[l]));
-                warp.put64(
-                    d,
-                    &V64 {
-                        v,
-                        undef: a.undef | b.undef | c.undef,
-                    },
-                    m,
-                );
+                warp.put64(d, &V64 { v, undef: a.undef | b.undef | c.undef }, m);
             }
             Ty::F32x2 => {
                 let [a, b, c] = src.map(|s| self.src64(warp, s));
@@ -603,30 +475,15 @@ impl Env<'_> {
                     };
                     half(0) | half(32) << 32
                 });
-                warp.put64(
-                    d,
-                    &V64 {
-                        v,
-                        undef: a.undef | b.undef | c.undef,
-                    },
-                    m,
-                );
+                warp.put64(d, &V64 { v, undef: a.undef | b.undef | c.undef }, m);
             }
             _ => {
-                let f = if matches!(ty, Ty::F16 | Ty::F16x2) {
-                    fp::F16
-                } else {
-                    fp::BF16
-                };
+                let f = if matches!(ty, Ty::F16 | Ty::F16x2) { fp::F16 } else { fp::BF16 };
                 let packed = matches!(ty, Ty::F16x2 | Ty::Bf16x2);
                 let [a, b, c] = src.map(|s| self.src32(warp, s));
                 let v = map3(&a, &b, &c, |a, b, c| {
                     let low = half(op, mode, f, a & 0xffff, b & 0xffff, c & 0xffff);
-                    if packed {
-                        low | half(op, mode, f, a >> 16, b >> 16, c >> 16) << 16
-                    } else {
-                        low
-                    }
+                    if packed { low | half(op, mode, f, a >> 16, b >> 16, c >> 16) << 16 } else { low }
                 });
                 warp.put32(d, &v, m);
             }
@@ -634,15 +491,7 @@ impl Env<'_> {
     }
 
     #[inline(always)]
-    fn float32(
-        &mut self,
-        warp: &mut Warp,
-        op: FloatOp,
-        mode: FloatMode,
-        d: Reg,
-        src: [&Src; 3],
-        m: u32,
-    ) {
+    fn float32(&mut self, warp: &mut Warp, op: FloatOp, mode: FloatMode, d: Reg, src: [&Src; 3], m: u32) {
         let a = self.src32(warp, src[0]);
         let b = self.src32(warp, src[1]);
         let plain = mode.round == Round::Nearest && !mode.ftz && !mode.sat;
@@ -678,9 +527,7 @@ impl Env<'_> {
             let (a, b) = (self.src64(warp, a), self.src64(warp, b));
             let (x, y) = (&a.v, &b.v);
             let holds = match ty {
-                Ty::F64 => {
-                    mask_of(|l| compare_floats(cmp, f64::from_bits(x[l]), f64::from_bits(y[l])))
-                }
+                Ty::F64 => mask_of(|l| compare_floats(cmp, f64::from_bits(x[l]), f64::from_bits(y[l]))),
                 Ty::S64 => by_order(cmp, |l| x[l] as i64, |l| y[l] as i64),
                 _ => by_order(cmp, |l| x[l], |l| y[l]),
             };
@@ -690,13 +537,9 @@ impl Env<'_> {
         let (x, y) = (&a.v, &b.v);
         let holds = match ty {
             Ty::F32 => mask_of(|l| compare_floats(cmp, flushed(x[l], ftz), flushed(y[l], ftz))),
-            Ty::F16 | Ty::F16x2 => mask_of(|l| {
-                compare_floats(
-                    cmp,
-                    fp::f16_to_f32(x[l] & 0xffff),
-                    fp::f16_to_f32(y[l] & 0xffff),
-                )
-            }),
+            Ty::F16 | Ty::F16x2 => {
+                mask_of(|l| compare_floats(cmp, fp::f16_to_f32(x[l] & 0xffff), fp::f16_to_f32(y[l] & 0xffff)))
+            }
             Ty::Bf16 | Ty::Bf16x2 => {
                 mask_of(|l| compare_floats(cmp, fp::bf16_to_f32(x[l]), fp::bf16_to_f32(y[l])))
             }
@@ -720,16 +563,9 @@ impl Env<'_> {
     ) -> (u32, u32) {
         let (a, b) = (self.src32(warp, a), self.src32(warp, b));
         let value = |v: u32| {
-            if ty == Ty::F16x2 {
-                fp::f16_to_f32(v >> 16)
-            } else {
-                fp::bf16_to_f32(v >> 16)
-            }
+            if ty == Ty::F16x2 { fp::f16_to_f32(v >> 16) } else { fp::bf16_to_f32(v >> 16) }
         };
-        (
-            mask_of(|l| compare_floats(cmp, value(a.v[l]), value(b.v[l]))),
-            a.undef | b.undef,
-        )
+        (mask_of(|l| compare_floats(cmp, value(a.v[l]), value(b.v[l]))), a.undef | b.undef)
     }
 
     pub(crate) fn testp(&mut self, warp: &mut Warp, test: TestP, ty: Ty, d: Reg, a: &Src, m: u32) {
@@ -751,11 +587,7 @@ impl Env<'_> {
 }
 
 fn flushed(bits: u32, ftz: bool) -> f32 {
-    f32::from_bits(if ftz {
-        fp::F32.flush(u64::from(bits)) as u32
-    } else {
-        bits
-    })
+    f32::from_bits(if ftz { fp::F32.flush(u64::from(bits)) as u32 } else { bits })
 }
 
 #[inline(always)]
@@ -815,11 +647,7 @@ fn exact(op: FloatOp, mode: Round, a: Num, b: Num, c: Num) -> Num {
 /// min and max on the bits of any format: -0 < +0, a NaN loses unless `nan`.
 fn min_max(op: FloatOp, mode: FloatMode, f: Format, a: u64, b: u64) -> u64 {
     let (sign, mask) = (f.sign(), f.sign() - 1);
-    let (x, y) = if mode.xorsign {
-        (a & mask, b & mask)
-    } else {
-        (a, b)
-    };
+    let (x, y) = if mode.xorsign { (a & mask, b & mask) } else { (a, b) };
     let out = match (f.is_nan(a), f.is_nan(b)) {
         (true, true) => return f.nan,
         (true, _) | (_, true) if mode.nan => return f.nan,
@@ -827,34 +655,18 @@ fn min_max(op: FloatOp, mode: FloatMode, f: Format, a: u64, b: u64) -> u64 {
         (_, true) => x,
         _ => {
             let key = |v: u64| {
-                if v & sign != 0 {
-                    -((v & mask) as i64) - 1
-                } else {
-                    (v & mask) as i64
-                }
+                if v & sign != 0 { -((v & mask) as i64) - 1 } else { (v & mask) as i64 }
             };
-            if (key(x) <= key(y)) == (op == FloatOp::Min) {
-                x
-            } else {
-                y
-            }
+            if (key(x) <= key(y)) == (op == FloatOp::Min) { x } else { y }
         }
     };
-    if mode.xorsign {
-        out & mask | (a ^ b) & sign
-    } else {
-        out
-    }
+    if mode.xorsign { out & mask | (a ^ b) & sign } else { out }
 }
 
 /// One f32 operation with all its modes.
 fn float32(op: FloatOp, mode: FloatMode, a: u32, b: u32, c: u32) -> u32 {
     let flush = |v: u32| {
-        if mode.ftz {
-            fp::F32.flush(u64::from(v)) as u32
-        } else {
-            v
-        }
+        if mode.ftz { fp::F32.flush(u64::from(v)) as u32 } else { v }
     };
     let (a, b, c) = (flush(a), flush(b), flush(c));
     let (x, y) = (f32::from_bits(a), f32::from_bits(b));
@@ -867,9 +679,7 @@ fn float32(op: FloatOp, mode: FloatMode, a: u32, b: u32, c: u32) -> u32 {
         FloatOp::Neg => a ^ 0x8000_0000,
         // copysign d, a, b: the sign of a, the magnitude of b.
         FloatOp::CopySign => a & 0x8000_0000 | b & 0x7fff_ffff,
-        FloatOp::Min | FloatOp::Max => {
-            min_max(op, mode, fp::F32, u64::from(a), u64::from(b)) as u32
-        }
+        FloatOp::Min | FloatOp::Max => min_max(op, mode, fp::F32, u64::from(a), u64::from(b)) as u32,
         FloatOp::Add if nearest => canonical(x + y),
         FloatOp::Sub if nearest => canonical(x - y),
         FloatOp::Mul if nearest => canonical(x * y),
@@ -926,20 +736,12 @@ fn float64(op: FloatOp, mode: FloatMode, a: u64, b: u64, c: u64) -> u64 {
 /// One f16 or bf16 operation: exact, rounded once.
 fn half(op: FloatOp, mode: FloatMode, f: Format, a: u32, b: u32, c: u32) -> u32 {
     let flush = |v: u32| {
-        if mode.ftz {
-            f.flush(u64::from(v)) as u32
-        } else {
-            v
-        }
+        if mode.ftz { f.flush(u64::from(v)) as u32 } else { v }
     };
     let (a, b, c) = (flush(a), flush(b), flush(c));
     let nan = |v: u32| f.is_nan(u64::from(v));
     let value = |v: u32| {
-        if f == fp::F16 {
-            fp::f16_to_f32(v)
-        } else {
-            fp::bf16_to_f32(v)
-        }
+        if f == fp::F16 { fp::f16_to_f32(v) } else { fp::bf16_to_f32(v) }
     };
     let from = |v: f64| fp::pack(fp::unpack(v.to_bits(), fp::F64), f, Round::Nearest) as u32;
     let bits = match op {
@@ -959,11 +761,7 @@ fn half(op: FloatOp, mode: FloatMode, f: Format, a: u32, b: u32, c: u32) -> u32 
     if mode.relu && !nan(bits) && bits & 0x8000 != 0 {
         0
     } else if mode.sat {
-        if nan(bits) || bits & 0x8000 != 0 {
-            0
-        } else {
-            bits.min(one)
-        }
+        if nan(bits) || bits & 0x8000 != 0 { 0 } else { bits.min(one) }
     } else {
         bits
     }

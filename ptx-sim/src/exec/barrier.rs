@@ -61,7 +61,9 @@ impl Env<'_> {
                 let count = self.src32(warp, count).v[lane];
                 if count == 0 || !count.is_multiple_of(32) || count > whole {
                     self.record(FindingKind::BarrierCount, warp, lane, None, || {
-                        format!("{count} threads: must be a multiple of 32, at most the {threads} of the block")
+                        format!(
+                            "{count} threads: must be a multiple of 32, at most the {threads} of the block"
+                        )
                     });
                     self.abort = true;
                     return false;
@@ -79,9 +81,7 @@ impl Env<'_> {
         if barrier.arrived > 0 && barrier.expected != expected {
             let first = barrier.expected;
             self.record(FindingKind::BarrierCount, warp, lane, None, || {
-                format!(
-                    "barrier {index} expects {expected} threads here, and {first} where others wait"
-                )
+                format!("barrier {index} expects {expected} threads here, and {first} where others wait")
             });
             self.abort = true;
             return false;
@@ -161,9 +161,8 @@ impl Env<'_> {
             let mut i = 0;
             while i < frame.groups.len() {
                 let group = frame.groups[i];
-                let twin = frame.groups[..i]
-                    .iter_mut()
-                    .find(|g| g.pc == group.pc && !g.parked && !group.parked);
+                let twin =
+                    frame.groups[..i].iter_mut().find(|g| g.pc == group.pc && !g.parked && !group.parked);
                 if let Some(twin) = twin {
                     twin.mask |= group.mask;
                     frame.groups.swap_remove(i);
@@ -180,12 +179,7 @@ impl Env<'_> {
         match waiting.kind {
             BarKind::RedPopc => warp.put32(waiting.d, &V32::splat(waiting.value), waiting.mask),
             BarKind::RedAnd | BarKind::RedOr => {
-                warp.put_pred(
-                    waiting.d,
-                    if waiting.value != 0 { !0 } else { 0 },
-                    0,
-                    waiting.mask,
-                );
+                warp.put_pred(waiting.d, if waiting.value != 0 { !0 } else { 0 }, 0, waiting.mask);
             }
             _ => {}
         }

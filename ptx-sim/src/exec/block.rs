@@ -135,10 +135,7 @@ impl<'l> Worker<'l> {
         let threads = bx * by * bz;
         let warps = (0..threads.div_ceil(32))
             .map(|id| {
-                let mut warp = Warp {
-                    id,
-                    ..Warp::default()
-                };
+                let mut warp = Warp { id, ..Warp::default() };
                 for l in 0..32 {
                     let t = id * 32 + l as u32;
                     warp.tid[0][l] = t % bx;
@@ -175,13 +172,8 @@ impl<'l> Worker<'l> {
         let [gx, gy, _] = cx.grid.map(u64::from);
         let env = &mut self.env;
         env.block = block;
-        env.ctaid = [
-            (block % gx) as u32,
-            (block / gx % gy) as u32,
-            (block / (gx * gy)) as u32,
-        ];
-        env.shared
-            .reset(cx.shared_vars, cx.shared_end, cx.shared_cell, count);
+        env.ctaid = [(block % gx) as u32, (block / gx % gy) as u32, (block / (gx * gy)) as u32];
+        env.shared.reset(cx.shared_vars, cx.shared_end, cx.shared_cell, count);
         for barrier in &mut env.barriers {
             *barrier = Barrier::default();
         }
@@ -208,11 +200,9 @@ impl<'l> Worker<'l> {
                 break;
             }
             let pick = match (&cx.schedule, &mut rng) {
-                (_, Some(rng)) => ready
-                    .iter()
-                    .enumerate()
-                    .filter(|(_, r)| **r)
-                    .nth(rng.below(candidates as u64) as usize),
+                (_, Some(rng)) => {
+                    ready.iter().enumerate().filter(|(_, r)| **r).nth(rng.below(candidates as u64) as usize)
+                }
                 (Schedule::LastWarpFirst, _) => ready.iter().enumerate().rfind(|(_, r)| **r),
                 _ => ready.iter().enumerate().find(|(_, r)| **r),
             };
@@ -224,8 +214,7 @@ impl<'l> Worker<'l> {
             }
             for waiting in std::mem::take(&mut self.env.released) {
                 ready[waiting.warp as usize] = true;
-                self.env
-                    .release(&mut self.warps[waiting.warp as usize], &waiting);
+                self.env.release(&mut self.warps[waiting.warp as usize], &waiting);
             }
         }
         if !self.env.abort && !cx.stop.load(Relaxed) {
@@ -237,11 +226,7 @@ impl<'l> Worker<'l> {
     fn check_stuck(&mut self) {
         let exited = self.warps.iter().filter(|w| w.frames.is_empty()).count();
         let barriers = std::mem::take(&mut self.env.barriers);
-        let kind = if exited > 0 {
-            FindingKind::MissingWarps
-        } else {
-            FindingKind::Deadlock
-        };
+        let kind = if exited > 0 { FindingKind::MissingWarps } else { FindingKind::Deadlock };
         for (id, barrier) in barriers.iter().enumerate() {
             let Some(first) = barrier.waiting.iter().find(|w| w.kind != BarKind::Arrive) else {
                 continue;
@@ -260,9 +245,7 @@ impl<'l> Worker<'l> {
         self.env.barriers = barriers;
         if self.env.barriers.iter().all(|b| b.waiting.is_empty()) {
             for warp in self.warps.iter().filter(|w| !w.frames.is_empty()) {
-                self.env.record(FindingKind::Deadlock, warp, 0, None, || {
-                    "a warp can never go on".to_owned()
-                });
+                self.env.record(FindingKind::Deadlock, warp, 0, None, || "a warp can never go on".to_owned());
             }
         }
     }

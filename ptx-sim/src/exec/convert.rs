@@ -19,20 +19,12 @@ fn format(ty: Ty) -> Format {
 /// The value of an integer type in the low bits of a register.
 fn int_value(bits: u64, ty: Ty) -> i128 {
     let shift = 64 - ty.bits();
-    if ty.signed() {
-        i128::from((bits << shift) as i64 >> shift)
-    } else {
-        i128::from(bits << shift >> shift)
-    }
+    if ty.signed() { i128::from((bits << shift) as i64 >> shift) } else { i128::from(bits << shift >> shift) }
 }
 
 fn range(ty: Ty) -> (i128, i128) {
     let bits = ty.bits();
-    if ty.signed() {
-        (-(1 << (bits - 1)), (1 << (bits - 1)) - 1)
-    } else {
-        (0, (1 << bits) - 1)
-    }
+    if ty.signed() { (-(1 << (bits - 1)), (1 << (bits - 1)) - 1) } else { (0, (1 << bits) - 1) }
 }
 
 fn float_result(bits: u64, f: Format, mode: CvtMode) -> u64 {
@@ -60,47 +52,27 @@ fn convert(to: Ty, from: Ty, mode: CvtMode, bits: u64) -> u64 {
         let v = int_value(bits, from);
         if to.is_int() {
             let (min, max) = range(to);
-            return if mode.sat {
-                v.clamp(min, max) as u64
-            } else {
-                v as u64
-            };
+            return if mode.sat { v.clamp(min, max) as u64 } else { v as u64 };
         }
         let n = fp::from_int(v < 0, v.unsigned_abs() as u64);
         return float_result(fp::pack(n, format(to), mode.round), format(to), mode);
     }
     let f = format(from);
     let bits = bits & (f.sign() | (f.sign() - 1));
-    let bits = if mode.ftz && from == Ty::F32 {
-        f.flush(bits)
-    } else {
-        bits
-    };
+    let bits = if mode.ftz && from == Ty::F32 { f.flush(bits) } else { bits };
     let n = fp::unpack(bits, f);
     if to.is_int() {
         let (min, max) = range(to);
         // A NaN becomes 0 up to 32 bits; in 64 bits it becomes the most negative value, the highest bit.
-        let nan = if to.bytes() == 8 {
-            if to.signed() { min } else { 1 << 63 }
-        } else {
-            0
-        };
+        let nan = if to.bytes() == 8 { if to.signed() { min } else { 1 << 63 } } else { 0 };
         return fp::to_int(n, mode.round, min, max, nan) as u64;
     }
     if to == Ty::Tf32 {
         return float_result(fp::pack(n, fp::TF32, mode.round), fp::TF32, mode) << 13;
     }
     let t = format(to);
-    let n = if mode.integral {
-        fp::to_integral(n, mode.round)
-    } else {
-        n
-    };
-    let round = if mode.integral {
-        Round::Nearest
-    } else {
-        mode.round
-    };
+    let n = if mode.integral { fp::to_integral(n, mode.round) } else { n };
+    let round = if mode.integral { Round::Nearest } else { mode.round };
     if to == from && !mode.integral && f.is_nan(bits) {
         return if mode.sat { 0 } else { t.nan };
     }
@@ -109,50 +81,32 @@ fn convert(to: Ty, from: Ty, mode: CvtMode, bits: u64) -> u64 {
 
 impl Env<'_> {
     #[inline(always)]
-    pub(crate) fn cvt(
-        &mut self,
-        warp: &mut Warp,
-        to: Ty,
-        from: Ty,
-        mode: CvtMode,
-        d: Reg,
-        a: &Src,
-        m: u32,
-    ) {
+    pub(crate) fn cvt(&mut self, warp: &mut Warp, to: Ty, from: Ty, mode: CvtMode, d: Reg, a: &Src, m: u32) {
         let plain = !mode.ftz && !mode.sat && !mode.relu && !mode.satfinite;
         let nearest = plain && mode.round == Round::Nearest && !mode.integral;
         // The frequent ones as vector code.
         if from.bytes() <= 4 && to.bytes() <= 4 {
-            let narrow = |v: &V32, f: &dyn Fn(u32) -> u32| V32 {
-                v: v.v.map(f),
-                undef: v.undef,
-            };
+            let narrow = |v: &V32, f: &dyn Fn(u32) -> u32| V32 { v: v.v.map(f), undef: v.undef };
             let a = self.src32(warp, a);
             let fast = match (to, from) {
-                (Ty::F32, Ty::F16) if plain => Some(V32 {
-                    v: a.v.map(|v| quiet(fp::f16_to_f32(v & 0xffff))),
-                    undef: a.undef,
-                }),
-                (Ty::F32, Ty::Bf16) if plain => Some(V32 {
-                    v: a.v.map(|v| quiet(fp::bf16_to_f32(v))),
-                    undef: a.undef,
-                }),
-                (Ty::F16, Ty::F32) if nearest => Some(V32 {
-                    v: a.v.map(|v| fp::f32_to_f16(f32::from_bits(v))),
-                    undef: a.undef,
-                }),
-                (Ty::Bf16, Ty::F32) if nearest => Some(V32 {
-                    v: a.v.map(|v| fp::f32_to_bf16(f32::from_bits(v))),
-                    undef: a.undef,
-                }),
-                (Ty::F32, Ty::S32) if nearest => Some(V32 {
-                    v: a.v.map(|v| (v as i32 as f32).to_bits()),
-                    undef: a.undef,
-                }),
-                (Ty::F32, Ty::U32) if nearest => Some(V32 {
-                    v: a.v.map(|v| (v as f32).to_bits()),
-                    undef: a.undef,
-                }),
+                (Ty::F32, Ty::F16) if plain => {
+                    Some(V32 { v: a.v.map(|v| quiet(fp::f16_to_f32(v & 0xffff))), undef: a.undef })
+                }
+                (Ty::F32, Ty::Bf16) if plain => {
+                    Some(V32 { v: a.v.map(|v| quiet(fp::bf16_to_f32(v))), undef: a.undef })
+                }
+                (Ty::F16, Ty::F32) if nearest => {
+                    Some(V32 { v: a.v.map(|v| fp::f32_to_f16(f32::from_bits(v))), undef: a.undef })
+                }
+                (Ty::Bf16, Ty::F32) if nearest => {
+                    Some(V32 { v: a.v.map(|v| fp::f32_to_bf16(f32::from_bits(v))), undef: a.undef })
+                }
+                (Ty::F32, Ty::S32) if nearest => {
+                    Some(V32 { v: a.v.map(|v| (v as i32 as f32).to_bits()), undef: a.undef })
+                }
+                (Ty::F32, Ty::U32) if nearest => {
+                    Some(V32 { v: a.v.map(|v| (v as f32).to_bits()), undef: a.undef })
+                }
                 _ if to.is_int() && from.is_int() && plain && to.bytes() == 4 => {
                     Some(narrow(&a, &|v| int_value(u64::from(v), from) as u32))
                 }
@@ -163,10 +117,7 @@ impl Env<'_> {
             }
         } else if to.is_int() && from.is_int() && plain {
             let a = self.src64(warp, a);
-            let mut v = V64 {
-                v: [0; LANES],
-                undef: a.undef,
-            };
+            let mut v = V64 { v: [0; LANES], undef: a.undef };
             match from {
                 Ty::U64 | Ty::S64 | Ty::B64 => v.v = a.v,
                 Ty::S32 => (0..LANES).for_each(|l| v.v[l] = a.v[l] as i32 as i64 as u64),
@@ -176,20 +127,14 @@ impl Env<'_> {
             return self.put_int(warp, to, d, &v, m);
         }
         let a = self.src64(warp, a);
-        let v = V64 {
-            v: a.v.map(|v| convert(to, from, mode, v)),
-            undef: a.undef,
-        };
+        let v = V64 { v: a.v.map(|v| convert(to, from, mode, v)), undef: a.undef };
         self.put_int(warp, to, d, &v, m);
     }
 
     fn put_typed(&mut self, warp: &mut Warp, to: Ty, d: Reg, v: &V32, m: u32) {
         match d {
             Reg::W64(_) => {
-                let wide = V64 {
-                    v: v.v.map(u64::from),
-                    undef: v.undef,
-                };
+                let wide = V64 { v: v.v.map(u64::from), undef: v.undef };
                 self.put_int(warp, to, d, &wide, m);
             }
             _ => warp.put32(d, v, m),
@@ -200,22 +145,13 @@ impl Env<'_> {
     fn put_int(&mut self, warp: &mut Warp, to: Ty, d: Reg, v: &V64, m: u32) {
         let shift = 64 - to.bits();
         let v = if to.signed() {
-            V64 {
-                v: v.v.map(|v| ((v << shift) as i64 >> shift) as u64),
-                undef: v.undef,
-            }
+            V64 { v: v.v.map(|v| ((v << shift) as i64 >> shift) as u64), undef: v.undef }
         } else {
-            V64 {
-                v: v.v.map(|v| v << shift >> shift),
-                undef: v.undef,
-            }
+            V64 { v: v.v.map(|v| v << shift >> shift), undef: v.undef }
         };
         // A 16-bit value in a 16-bit register has zero upper bits here, whatever its sign.
         let v = if to.bytes() == 2 && matches!(d, Reg::W32(_)) {
-            V64 {
-                v: v.v.map(|v| v & 0xffff_ffff),
-                ..v
-            }
+            V64 { v: v.v.map(|v| v & 0xffff_ffff), ..v }
         } else {
             v
         };
@@ -234,8 +170,7 @@ impl Env<'_> {
         m: u32,
     ) {
         let (a, b) = (self.src32(warp, a), self.src32(warp, b));
-        let plain =
-            !mode.ftz && !mode.sat && !mode.relu && !mode.satfinite && mode.round == Round::Nearest;
+        let plain = !mode.ftz && !mode.sat && !mode.relu && !mode.satfinite && mode.round == Round::Nearest;
         let v = match to {
             Ty::F16x2 if plain => map2(&a, &b, |a, b| {
                 fp::f32_to_f16(f32::from_bits(a)) << 16 | fp::f32_to_f16(f32::from_bits(b))

@@ -54,25 +54,10 @@ impl Findings {
             // Blocks may come in any order: the lowest speaks for all.
             count = raw.count;
         }
-        let At {
-            function,
-            pc,
-            block,
-            thread,
-        } = at;
+        let At { function, pc, block, thread } = at;
         self.map.insert(
             key,
-            Raw {
-                kind,
-                function,
-                pc,
-                block,
-                sequence,
-                thread,
-                address,
-                message: message(),
-                count,
-            },
+            Raw { kind, function, pc, block, sequence, thread, address, message: message(), count },
         );
     }
 

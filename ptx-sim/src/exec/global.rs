@@ -105,11 +105,7 @@ impl Who<'_> {
                 && (!atomic || write & ATOMIC == 0)
                 && !self.is_ordered(write)
             {
-                other = Some(Other {
-                    block: block(write),
-                    thread: thread(write),
-                    wrote: true,
-                });
+                other = Some(Other { block: block(write), thread: thread(write), wrote: true });
             }
         }
         other
@@ -125,28 +121,18 @@ impl Who<'_> {
             return Some(mine);
         }
         if block(old) != self.block {
-            return if self.acquired.contains(&block(old)) {
-                Some(mine)
-            } else {
-                Some(mine | BLOCKS)
-            };
+            return if self.acquired.contains(&block(old)) { Some(mine) } else { Some(mine | BLOCKS) };
         }
         if old & MANY == 0 && (self.is_me(old) || self.is_ordered(old)) {
             return Some(mine);
         }
-        if old & MANY != 0
-            && (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(old)))
-        {
+        if old & MANY != 0 && (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(old))) {
             return Some(mine);
         }
         let latest = interval(old).max(interval(mine));
         let new = mine & !(u64::from(MAX_INTERVAL) << 12) | u64::from(latest) << 12 | MANY;
         // The thread named is of no weight once there are several: leave it, and save the exchange.
-        if old & MANY != 0 && interval(old) == latest {
-            None
-        } else {
-            Some(new)
-        }
+        if old & MANY != 0 && interval(old) == latest { None } else { Some(new) }
     }
 
     #[inline]
@@ -158,11 +144,7 @@ impl Who<'_> {
         atomic: bool,
         same: bool,
     ) -> Option<Other> {
-        let mine = if atomic {
-            self.stamp() | ATOMIC
-        } else {
-            self.stamp()
-        };
+        let mine = if atomic { self.stamp() | ATOMIC } else { self.stamp() };
         let mut other = None;
         for cell in self.cells(at, bytes) {
             let page = alloc.page(cell / PAGE);
@@ -173,11 +155,7 @@ impl Who<'_> {
                 && !same
                 && !self.is_ordered(old)
             {
-                other = Some(Other {
-                    block: block(old),
-                    thread: thread(old),
-                    wrote: true,
-                });
+                other = Some(Other { block: block(old), thread: thread(old), wrote: true });
             }
             let read = page.reads[cell % PAGE].load(SeqCst);
             if other.is_none() && generation(read) == self.generation {
@@ -189,11 +167,7 @@ impl Who<'_> {
                     self.is_me(read) && read & MANY == 0 || self.is_ordered(read)
                 };
                 if !ordered {
-                    other = Some(Other {
-                        block: block(read),
-                        thread: thread(read),
-                        wrote: false,
-                    });
+                    other = Some(Other { block: block(read), thread: thread(read), wrote: false });
                 }
             }
         }

@@ -30,11 +30,7 @@ fn elements(ty: MmaTy) -> usize {
 /// Row and column of element `s` of register `r` of A.
 pub(crate) fn place_a(m: usize, e: usize, lane: usize, r: usize, s: usize) -> (usize, usize) {
     let (g, t) = (lane / 4, lane % 4);
-    if m == 8 {
-        (g, t * e + s + r * 4 * e)
-    } else {
-        (g + 8 * (r % 2), t * e + s + r / 2 * 4 * e)
-    }
+    if m == 8 { (g, t * e + s + r * 4 * e) } else { (g + 8 * (r % 2), t * e + s + r / 2 * 4 * e) }
 }
 
 pub(crate) fn place_b(e: usize, lane: usize, r: usize, s: usize) -> (usize, usize) {
@@ -57,11 +53,7 @@ fn float_element(ty: MmaTy, bits: u32, s: usize) -> f32 {
 
 fn int_element(ty: MmaTy, bits: u32, s: usize) -> i64 {
     let byte = (bits >> (8 * s)) as u8;
-    if ty == MmaTy::S8 {
-        i64::from(byte as i8)
-    } else {
-        i64::from(byte)
-    }
+    if ty == MmaTy::S8 { i64::from(byte as i8) } else { i64::from(byte) }
 }
 
 impl Env<'_> {
@@ -69,13 +61,9 @@ impl Env<'_> {
     fn whole_warp(&mut self, warp: &Warp, m: u32) {
         let missing = warp.present & !m;
         if missing != 0 || warp.present != !0 {
-            self.record(
-                FindingKind::WarpMask,
-                warp,
-                m.trailing_zeros() as usize,
-                None,
-                || format!("all 32 lanes must execute this together; only {m:#010x} do"),
-            );
+            self.record(FindingKind::WarpMask, warp, m.trailing_zeros() as usize, None, || {
+                format!("all 32 lanes must execute this together; only {m:#010x} do")
+            });
         }
     }
 
@@ -133,10 +121,7 @@ impl Env<'_> {
             }
         }
         for (r, &d) in mma.d.iter().enumerate() {
-            let mut v = V32 {
-                v: [0; LANES],
-                undef: if undef & mask != 0 { !0 } else { 0 },
-            };
+            let mut v = V32 { v: [0; LANES], undef: if undef & mask != 0 { !0 } else { 0 } };
             for lane in 0..LANES {
                 for s in 0..ec {
                     let (row, col) = place_c(lane, r * ec + s);
@@ -197,14 +182,7 @@ impl Env<'_> {
                     x as u32
                 }
             });
-            warp.put32(
-                d,
-                &V32 {
-                    v,
-                    undef: if undef & mask != 0 { !0 } else { 0 },
-                },
-                mask,
-            );
+            warp.put32(d, &V32 { v, undef: if undef & mask != 0 { !0 } else { 0 } }, mask);
         }
     }
 
@@ -240,8 +218,7 @@ impl Env<'_> {
         }
         for row in 0..m {
             for col in 0..n {
-                acc[row][col] =
-                    (0..k).fold(acc[row][col], |sum, i| a[row][i].mul_add(b[i][col], sum));
+                acc[row][col] = (0..k).fold(acc[row][col], |sum, i| a[row][i].mul_add(b[i][col], sum));
             }
         }
         for (i, &d) in mma.d.iter().enumerate() {
@@ -249,14 +226,7 @@ impl Env<'_> {
                 let (row, col) = place_c(lane, i);
                 acc[row][col].to_bits()
             });
-            warp.put64(
-                d,
-                &V64 {
-                    v,
-                    undef: if undef & mask != 0 { !0 } else { 0 },
-                },
-                mask,
-            );
+            warp.put64(d, &V64 { v, undef: if undef & mask != 0 { !0 } else { 0 } }, mask);
         }
     }
 
@@ -277,8 +247,7 @@ impl Env<'_> {
         let mut data: Data = [[!0; LANES]; 8];
         self.read(warp, Space::Shared, &addresses, 16, used, &mut data);
         for (j, &d) in d.iter().enumerate() {
-            let element =
-                |row: usize, col: usize| data[col / 2][j * 8 + row] >> (16 * (col % 2)) & 0xffff;
+            let element = |row: usize, col: usize| data[col / 2][j * 8 + row] >> (16 * (col % 2)) & 0xffff;
             let v = std::array::from_fn(|lane| {
                 let (g, t) = (lane / 4, lane % 4 * 2);
                 if trans {
@@ -322,11 +291,8 @@ impl Env<'_> {
         super::mem::count_banks(&mut self.counters.shared_store, &addresses, 16, used);
         for l in Lanes(used) {
             let at = addresses[l];
-            let mut flaw = if !at.is_multiple_of(16) {
-                Some(Flaw::Bounds)
-            } else {
-                self.shared.check_write(at, 16)
-            };
+            let mut flaw =
+                if !at.is_multiple_of(16) { Some(Flaw::Bounds) } else { self.shared.check_write(at, 16) };
             if flaw.is_none() {
                 let same = holds(&data, l, &self.shared.data[at as usize..at as usize + 16]);
                 flaw = self.shared.write(warp, l, at, 16, false, same);
@@ -343,11 +309,7 @@ impl Env<'_> {
                     continue;
                 }
             }
-            take_bytes(
-                &data,
-                l,
-                &mut self.shared.data[at as usize..at as usize + 16],
-            );
+            take_bytes(&data, l, &mut self.shared.data[at as usize..at as usize + 16]);
             self.shared.mark(at, 16, WRITTEN);
         }
     }
@@ -361,13 +323,6 @@ impl Env<'_> {
             let (g, t) = (lane / 4, lane % 4 * 2);
             element(t, g) | element(t + 1, g) << 16
         });
-        warp.put32(
-            d,
-            &V32 {
-                v,
-                undef: if a.undef & m != 0 { !0 } else { 0 },
-            },
-            m,
-        );
+        warp.put32(d, &V32 { v, undef: if a.undef & m != 0 { !0 } else { 0 } }, m);
     }
 }

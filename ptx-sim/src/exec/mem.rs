@@ -45,14 +45,8 @@ pub(crate) fn take_bytes(data: &Data, lane: usize, bytes: &mut [u8]) {
 #[inline(always)]
 pub(crate) fn holds(data: &Data, lane: usize, bytes: &[u8]) -> bool {
     let (words, rest) = bytes.as_chunks::<4>();
-    words
-        .iter()
-        .enumerate()
-        .all(|(i, w)| data[i][lane] == u32::from_le_bytes(*w))
-        && rest
-            .iter()
-            .enumerate()
-            .all(|(i, b)| (data[words.len()][lane] >> (8 * i)) as u8 == *b)
+    words.iter().enumerate().all(|(i, w)| data[i][lane] == u32::from_le_bytes(*w))
+        && rest.iter().enumerate().all(|(i, b)| (data[words.len()][lane] >> (8 * i)) as u8 == *b)
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -83,13 +77,7 @@ pub(crate) fn space_of(address: u64) -> Space {
 
 impl Env<'_> {
     /// The addresses of all lanes; an undefined one is a finding.
-    pub(crate) fn addresses(
-        &mut self,
-        warp: &Warp,
-        addr: &Addr,
-        space: Space,
-        m: u32,
-    ) -> [u64; LANES] {
+    pub(crate) fn addresses(&mut self, warp: &Warp, addr: &Addr, space: Space, m: u32) -> [u64; LANES] {
         let base = self.src64(warp, &addr.base);
         self.undefined(warp, base.undef & m, "the address");
         let mut out = base.v;
@@ -119,9 +107,7 @@ impl Env<'_> {
         let mut left = m;
         while left != 0 {
             let space = space_of(addresses[left.trailing_zeros() as usize]);
-            let same = Lanes(left)
-                .filter(|&l| space_of(addresses[l]) == space)
-                .fold(0, |s, l| s | 1u32 << l);
+            let same = Lanes(left).filter(|&l| space_of(addresses[l]) == space).fold(0, |s, l| s | 1u32 << l);
             for l in Lanes(same) {
                 addresses[l] = addresses[l].wrapping_sub(window(space));
             }
@@ -136,21 +122,12 @@ impl Env<'_> {
         let addresses = self.addresses(warp, &access.addr, access.space, m);
         let mut data: Data = [[!0; LANES]; 8];
         let mut undef = 0;
-        self.by_space(
-            warp,
-            access.space,
-            addresses,
-            m,
-            |env, warp, space, addresses, m| {
-                undef |= env.read(warp, space, addresses, bytes as u32, m, &mut data);
-            },
-        );
+        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
+            undef |= env.read(warp, space, addresses, bytes as u32, m, &mut data);
+        });
         for (i, &d) in dst.iter().enumerate() {
             let at = i * element;
-            let mut v = V64 {
-                v: [0; LANES],
-                undef,
-            };
+            let mut v = V64 { v: [0; LANES], undef };
             let shift = at % 4 * 8;
             match element {
                 4 if !(access.ty.signed() && matches!(d, Reg::W64(_))) => {
@@ -201,15 +178,9 @@ impl Env<'_> {
         undef &= m;
         let bytes = (element * src.len()) as u32;
         let addresses = self.addresses(warp, &access.addr, access.space, m);
-        self.by_space(
-            warp,
-            access.space,
-            addresses,
-            m,
-            |env, warp, space, addresses, m| {
-                env.write(warp, space, addresses, bytes, m, &data, undef & m);
-            },
-        );
+        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
+            env.write(warp, space, addresses, bytes, m, &data, undef & m);
+        });
     }
 
     /// Reads in one space. Returns lanes whose value is undefined without being a finding by itself.
@@ -230,18 +201,9 @@ impl Env<'_> {
                     if !addresses[l].is_multiple_of(u64::from(bytes)) {
                         self.misaligned(warp, l, addresses[l], bytes);
                     } else if at + n > params.len() {
-                        self.record(
-                            FindingKind::OutOfBounds,
-                            warp,
-                            l,
-                            Some(addresses[l]),
-                            || {
-                                format!(
-                                    "{n} bytes of the {} bytes of kernel parameters",
-                                    params.len()
-                                )
-                            },
-                        );
+                        self.record(FindingKind::OutOfBounds, warp, l, Some(addresses[l]), || {
+                            format!("{n} bytes of the {} bytes of kernel parameters", params.len())
+                        });
                     } else {
                         put_bytes(data, l, &params[at..at + n]);
                     }
@@ -277,8 +239,7 @@ impl Env<'_> {
                 }
                 let mut hint = usize::MAX;
                 for l in Lanes(m) {
-                    let Some((index, at)) =
-                        self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Read)
+                    let Some((index, at)) = self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Read)
                     else {
                         continue;
                     };
@@ -297,9 +258,7 @@ impl Env<'_> {
                     if bytes < 4 {
                         data[0][l] = alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8);
                     } else {
-                        for (i, word) in
-                            alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate()
-                        {
+                        for (i, word) in alloc.words[(at / 4) as usize..][..n / 4].iter().enumerate() {
                             data[i][l] = word.load(Relaxed);
                         }
                     }
@@ -335,11 +294,7 @@ impl Env<'_> {
                     continue;
                 }
             }
-            put_bytes(
-                data,
-                l,
-                &self.shared.data[at as usize..at as usize + bytes as usize],
-            );
+            put_bytes(data, l, &self.shared.data[at as usize..at as usize + bytes as usize]);
         }
     }
 
@@ -364,11 +319,7 @@ impl Env<'_> {
                 for l in Lanes(m) {
                     if let Some(at) = self.local(warp, l, addresses[l], bytes) {
                         take_bytes(data, l, &mut warp.local[at..at + n]);
-                        let state = if undef >> l & 1 != 0 {
-                            UNWRITTEN
-                        } else {
-                            WRITTEN
-                        };
+                        let state = if undef >> l & 1 != 0 { UNWRITTEN } else { WRITTEN };
                         warp.local_state[at..at + n].fill(state);
                     }
                 }
@@ -406,8 +357,7 @@ impl Env<'_> {
                 count_sectors(&mut self.counters.global_store, addresses, bytes, m);
                 let mut hint = usize::MAX;
                 for l in Lanes(m) {
-                    let Some((index, at)) =
-                        self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Write)
+                    let Some((index, at)) = self.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Write)
                     else {
                         continue;
                     };
@@ -418,10 +368,7 @@ impl Env<'_> {
                             (v ^ data[0][l]) & ((1 << (8 * bytes)) - 1) == 0
                         } else {
                             let words = &alloc.words[(at / 4) as usize..][..n / 4];
-                            words
-                                .iter()
-                                .enumerate()
-                                .all(|(i, w)| w.load(Relaxed) == data[i][l])
+                            words.iter().enumerate().all(|(i, w)| w.load(Relaxed) == data[i][l])
                         }
                     };
                     let other = self.who(warp, l).write(alloc, at, bytes, false, same);
@@ -475,11 +422,7 @@ impl Env<'_> {
         }
         let Some(index) = gpu.find(address) else {
             self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
-                if address < 65536 {
-                    "a null pointer".to_owned()
-                } else {
-                    "in no allocation".to_owned()
-                }
+                if address < 65536 { "a null pointer".to_owned() } else { "in no allocation".to_owned() }
             });
             return None;
         };
@@ -492,23 +435,21 @@ impl Env<'_> {
         };
         if alloc.freed && at < alloc.size {
             self.record(FindingKind::UseAfterFree, warp, lane, Some(address), || {
-                format!("{what} of {bytes} bytes at offset {at} of an allocation of {} bytes that was freed", alloc.size)
+                format!(
+                    "{what} of {bytes} bytes at offset {at} of an allocation of {} bytes that was freed",
+                    alloc.size
+                )
             });
             return None;
         }
         if at >= alloc.size || u64::from(bytes) > alloc.size - at {
             // Name the nearer neighbour.
-            let before = gpu
-                .allocs
-                .get(index + 1)
-                .filter(|next| next.base - address < at.saturating_sub(alloc.size));
-            let (size, offset) = before.map_or((alloc.size, at as i64), |next| {
-                (next.size, -((next.base - address) as i64))
-            });
+            let before =
+                gpu.allocs.get(index + 1).filter(|next| next.base - address < at.saturating_sub(alloc.size));
+            let (size, offset) =
+                before.map_or((alloc.size, at as i64), |next| (next.size, -((next.base - address) as i64)));
             self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
-                format!(
-                    "{what} of {bytes} bytes at offset {offset} of an allocation of {size} bytes"
-                )
+                format!("{what} of {bytes} bytes at offset {offset} of an allocation of {size} bytes")
             });
             return None;
         }
@@ -565,13 +506,19 @@ impl Env<'_> {
         };
         let [bx, by, _] = self.cx.block;
         self.record(kind, warp, lane, Some(at), || match flaw {
-            Flaw::Bounds => format!("{what} of {bytes} bytes outside of every shared variable ({size} bytes in all)"),
+            Flaw::Bounds => {
+                format!("{what} of {bytes} bytes outside of every shared variable ({size} bytes in all)")
+            }
             Flaw::Unwritten => format!("{what} of {bytes} bytes of shared memory that no thread has written"),
-            Flaw::Pending => format!("{what} of {bytes} bytes that a cp.async writes, before the wait of the thread that issued it"),
+            Flaw::Pending => format!(
+                "{what} of {bytes} bytes that a cp.async writes, before the wait of the thread that issued it"
+            ),
             Flaw::Race { thread: t, wrote } => {
                 let verb = if wrote { "written" } else { "read" };
                 let (x, y, z) = (t % bx, t / bx % by, t / (bx * by));
-                format!("{what} of {bytes} bytes that thread ({x},{y},{z}) has {verb}, with no barrier between")
+                format!(
+                    "{what} of {bytes} bytes that thread ({x},{y},{z}) has {verb}, with no barrier between"
+                )
             }
         });
     }
@@ -591,11 +538,7 @@ impl Env<'_> {
         self.record(FindingKind::GlobalRace, warp, lane, Some(address), || {
             let (t, b) = (other.thread, other.block);
             let verb = if other.wrote { "written" } else { "read" };
-            let order = if same_block {
-                "with no barrier between"
-            } else {
-                "and nothing orders blocks"
-            };
+            let order = if same_block { "with no barrier between" } else { "and nothing orders blocks" };
             format!(
                 "{what} of what thread ({},{},{}) of block ({},{},{}) has {verb}, {order}",
                 t % bx,
@@ -621,87 +564,67 @@ impl Env<'_> {
         let (b, c) = (self.src64(warp, b), self.src64(warp, c));
         self.undefined(warp, (b.undef | c.undef) & m, "the operand of the atomic");
         let addresses = self.addresses(warp, &access.addr, access.space, m);
-        let mut out = V64 {
-            v: [0; LANES],
-            undef: 0,
-        };
+        let mut out = V64 { v: [0; LANES], undef: 0 };
         let (ty, bytes) = (access.ty, access.ty.bytes());
-        self.by_space(
-            warp,
-            access.space,
-            addresses,
-            m,
-            |env, warp, space, addresses, m| match space {
-                Space::Shared => {
-                    count_banks(&mut env.counters.shared_load, addresses, bytes, m);
-                    for l in Lanes(m) {
-                        let at = addresses[l];
-                        if at & u64::from(bytes - 1) != 0 {
-                            env.misaligned(warp, l, at, bytes);
-                            continue;
-                        }
-                        let mut flaw = env.shared.check_read(at, bytes);
-                        if flaw.is_none() {
-                            flaw = env.shared.write(warp, l, at, bytes, true, false);
-                        }
-                        if let Some(flaw) = flaw {
-                            env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
-                            if flaw == Flaw::Bounds {
-                                continue;
-                            }
-                        }
-                        let (at, n) = (at as usize, bytes as usize);
-                        let mut old = [0; 8];
-                        old[..n].copy_from_slice(&env.shared.data[at..at + n]);
-                        let old = u64::from_le_bytes(old);
-                        let new = update(op, ty, old, b.v[l], c.v[l]);
-                        env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
-                        out.v[l] = old;
+        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| match space {
+            Space::Shared => {
+                count_banks(&mut env.counters.shared_load, addresses, bytes, m);
+                for l in Lanes(m) {
+                    let at = addresses[l];
+                    if at & u64::from(bytes - 1) != 0 {
+                        env.misaligned(warp, l, at, bytes);
+                        continue;
                     }
-                }
-                Space::Global | Space::Generic => {
-                    count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
-                    let mut hint = usize::MAX;
-                    for l in Lanes(m) {
-                        let Some((index, at)) =
-                            env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
-                        else {
+                    let mut flaw = env.shared.check_read(at, bytes);
+                    if flaw.is_none() {
+                        flaw = env.shared.write(warp, l, at, bytes, true, false);
+                    }
+                    if let Some(flaw) = flaw {
+                        env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
+                        if flaw == Flaw::Bounds {
                             continue;
-                        };
-                        let alloc = &env.cx.gpu.allocs[index];
-                        if !alloc.is_written(at, bytes) {
-                            env.record(
-                                FindingKind::UninitializedMemory,
-                                warp,
-                                l,
-                                Some(addresses[l]),
-                                || "atomic on memory that nothing has written".to_owned(),
-                            );
                         }
-                        let other = env.who(warp, l).write(alloc, at, bytes, true, false);
-                        if let Some(other) = other {
-                            env.global_race(warp, l, addresses[l], "atomic", other);
-                        }
-                        if env.cx.uses_fences {
-                            env.synchronize(addresses[l], ordered);
-                        }
-                        out.v[l] = global_update(alloc, at, bytes, |old| {
-                            update(op, ty, old, b.v[l], c.v[l])
+                    }
+                    let (at, n) = (at as usize, bytes as usize);
+                    let mut old = [0; 8];
+                    old[..n].copy_from_slice(&env.shared.data[at..at + n]);
+                    let old = u64::from_le_bytes(old);
+                    let new = update(op, ty, old, b.v[l], c.v[l]);
+                    env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
+                    out.v[l] = old;
+                }
+            }
+            Space::Global | Space::Generic => {
+                count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
+                let mut hint = usize::MAX;
+                for l in Lanes(m) {
+                    let Some((index, at)) = env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
+                    else {
+                        continue;
+                    };
+                    let alloc = &env.cx.gpu.allocs[index];
+                    if !alloc.is_written(at, bytes) {
+                        env.record(FindingKind::UninitializedMemory, warp, l, Some(addresses[l]), || {
+                            "atomic on memory that nothing has written".to_owned()
                         });
                     }
+                    let other = env.who(warp, l).write(alloc, at, bytes, true, false);
+                    if let Some(other) = other {
+                        env.global_race(warp, l, addresses[l], "atomic", other);
+                    }
+                    if env.cx.uses_fences {
+                        env.synchronize(addresses[l], ordered);
+                    }
+                    out.v[l] = global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l]));
                 }
-                _ => {
-                    let l = m.trailing_zeros() as usize;
-                    env.record(
-                        FindingKind::InvalidOperand,
-                        warp,
-                        l,
-                        Some(addresses[l]),
-                        || "an atomic needs global or shared memory".to_owned(),
-                    );
-                }
-            },
-        );
+            }
+            _ => {
+                let l = m.trailing_zeros() as usize;
+                env.record(FindingKind::InvalidOperand, warp, l, Some(addresses[l]), || {
+                    "an atomic needs global or shared memory".to_owned()
+                });
+            }
+        });
         if d != Reg::Sink {
             if ty.signed() && bytes == 4 {
                 out.v = out.v.map(|v| v as i32 as i64 as u64);
@@ -759,11 +682,7 @@ impl Env<'_> {
         count_sectors(&mut self.counters.global_load, &from, bytes, reads);
         let mut hint = usize::MAX;
         for l in Lanes(m) {
-            let mut source_bytes = if reads >> l & 1 != 0 {
-                size[l].min(bytes)
-            } else {
-                0
-            };
+            let mut source_bytes = if reads >> l & 1 != 0 { size[l].min(bytes) } else { 0 };
             if from[l] & u64::from(bytes - 1) != 0 {
                 self.misaligned(warp, l, from[l], bytes);
                 source_bytes = 0;
@@ -779,8 +698,7 @@ impl Env<'_> {
                             });
                         }
                         if !alloc.read_only
-                            && let Some(other) =
-                                self.who(warp, l).read(alloc, at, source_bytes, false)
+                            && let Some(other) = self.who(warp, l).read(alloc, at, source_bytes, false)
                         {
                             self.global_race(warp, l, from[l], "copy", other);
                         }
@@ -825,14 +743,8 @@ impl Env<'_> {
     ) -> Option<(usize, u64)> {
         let mut found = None;
         for i in [0, bytes - 1] {
-            let (index, at) = self.locate(
-                warp,
-                lane,
-                address.wrapping_add(u64::from(i)),
-                1,
-                hint,
-                Kind::Read,
-            )?;
+            let (index, at) =
+                self.locate(warp, lane, address.wrapping_add(u64::from(i)), 1, hint, Kind::Read)?;
             if found.is_some_and(|(first, _)| first != index) {
                 return None;
             }
@@ -848,9 +760,7 @@ impl Env<'_> {
             let lane = usize::from(copy.lane);
             let done = match keep {
                 None => true,
-                Some(keep) => {
-                    u64::from(copy.group) + u64::from(keep) < u64::from(warp.committed[lane])
-                }
+                Some(keep) => u64::from(copy.group) + u64::from(keep) < u64::from(warp.committed[lane]),
             };
             if m >> lane & 1 == 0 || !done {
                 warp.copies.push(copy);
@@ -863,19 +773,14 @@ impl Env<'_> {
             {
                 let alloc = &self.cx.gpu.allocs[index];
                 let from = copy.src - alloc.base;
-                for (i, byte) in bytes[..usize::from(copy.source_bytes)]
-                    .iter_mut()
-                    .enumerate()
-                {
+                for (i, byte) in bytes[..usize::from(copy.source_bytes)].iter_mut().enumerate() {
                     let at = from + i as u64;
                     *byte = (alloc.words[(at / 4) as usize].load(Relaxed) >> (at % 4 * 8)) as u8;
                 }
             }
             self.shared.data[at..at + n].copy_from_slice(&bytes[..n]);
-            self.shared
-                .mark(u64::from(copy.dst), u32::from(copy.bytes), WRITTEN);
-            self.shared
-                .stamp(warp, lane, u64::from(copy.dst), u32::from(copy.bytes));
+            self.shared.mark(u64::from(copy.dst), u32::from(copy.bytes), WRITTEN);
+            self.shared.stamp(warp, lane, u64::from(copy.dst), u32::from(copy.bytes));
         }
     }
 }
@@ -891,24 +796,12 @@ fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
             Ty::F32 => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
             Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
             Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {
-                let f = if matches!(ty, Ty::F16 | Ty::F16x2) {
-                    fp::F16
-                } else {
-                    fp::BF16
-                };
+                let f = if matches!(ty, Ty::F16 | Ty::F16x2) { fp::F16 } else { fp::BF16 };
                 let add = |a: u64, b: u64| {
-                    fp::pack(
-                        fp::add(fp::unpack(a, f), fp::unpack(b, f), Round::Nearest),
-                        f,
-                        Round::Nearest,
-                    )
+                    fp::pack(fp::add(fp::unpack(a, f), fp::unpack(b, f), Round::Nearest), f, Round::Nearest)
                 };
                 let low = add(old & 0xffff, b & 0xffff);
-                if ty.bytes() == 4 {
-                    low | add(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16
-                } else {
-                    low
-                }
+                if ty.bytes() == 4 { low | add(old >> 16 & 0xffff, b >> 16 & 0xffff) << 16 } else { low }
             }
             _ => old.wrapping_add(b) & mask,
         },

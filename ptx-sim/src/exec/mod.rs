@@ -1,13 +1,7 @@
 //! Executes decoded kernels: one block at a time on a thread, one warp at a time in a block.
 
-#![allow(
-    clippy::too_many_arguments,
-    reason = "functions take the fields of one instruction"
-)]
-#![allow(
-    clippy::needless_range_loop,
-    reason = "a lane indexes several arrays, and inputs that are computed"
-)]
+#![allow(clippy::too_many_arguments, reason = "functions take the fields of one instruction")]
+#![allow(clippy::needless_range_loop, reason = "a lane indexes several arrays, and inputs that are computed")]
 
 pub(crate) mod arith;
 mod barrier;

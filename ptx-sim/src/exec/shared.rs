@@ -46,10 +46,7 @@ fn reader(slots: &[u32], warp: &Warp, me: u32) -> Option<Flaw> {
     for (w, &slot) in slots.iter().enumerate() {
         let thread = w as u32 * 32 + (slot & 31);
         if !warp.is_ordered(w, slot >> 6) && (thread != me || slot & READ_MANY != 0) {
-            return Some(Flaw::Race {
-                thread,
-                wrote: false,
-            });
+            return Some(Flaw::Race { thread, wrote: false });
         }
     }
     None
@@ -86,11 +83,7 @@ impl Shared {
         } else {
             state.iter().all(|&s| s == WRITTEN)
         };
-        if all {
-            None
-        } else {
-            self.name_state(state, true)
-        }
+        if all { None } else { self.name_state(state, true) }
     }
 
     #[inline]
@@ -107,11 +100,7 @@ impl Shared {
     #[inline(always)]
     fn range(&self, at: u64, bytes: u32) -> Option<&[u8]> {
         let end = at.checked_add(u64::from(bytes))?;
-        if end > self.state.len() as u64 {
-            None
-        } else {
-            Some(&self.state[at as usize..end as usize])
-        }
+        if end > self.state.len() as u64 { None } else { Some(&self.state[at as usize..end as usize]) }
     }
 
     #[cold]
@@ -153,10 +142,7 @@ impl Shared {
                     && !(atomic && stamp & 1 != 0)
                     && !warp.is_ordered(thread as usize / 32, interval)
                 {
-                    flaw = Some(Flaw::Race {
-                        thread,
-                        wrote: true,
-                    });
+                    flaw = Some(Flaw::Race { thread, wrote: true });
                 }
             }
             if atomic {
@@ -164,11 +150,7 @@ impl Shared {
             }
             let slot = &mut self.reads[cell * self.warps + warp.id as usize];
             let mine = warp.interval << 6 | lane as u32;
-            *slot = if *slot >> 6 == warp.interval && *slot != mine {
-                mine | READ_MANY
-            } else {
-                mine
-            };
+            *slot = if *slot >> 6 == warp.interval && *slot != mine { mine | READ_MANY } else { mine };
         }
         flaw
     }
@@ -195,19 +177,12 @@ impl Shared {
                     && !(atomic && stamp & 1 != 0)
                     && !warp.is_ordered(thread as usize / 32, interval)
                 {
-                    flaw = Some(Flaw::Race {
-                        thread,
-                        wrote: true,
-                    });
+                    flaw = Some(Flaw::Race { thread, wrote: true });
                 }
             }
             if flaw.is_none() {
                 let slots = &self.reads[cell * self.warps..][..self.warps];
-                if slots
-                    .iter()
-                    .zip(&warp.clock)
-                    .any(|(slot, clock)| slot >> 6 > *clock)
-                {
+                if slots.iter().zip(&warp.clock).any(|(slot, clock)| slot >> 6 > *clock) {
                     flaw = reader(slots, warp, me);
                 }
             }

@@ -29,12 +29,8 @@ impl Env<'_> {
             let Some(frame) = warp.frames.last_mut() else {
                 return Stop::Exited;
             };
-            let next = frame
-                .groups
-                .iter()
-                .enumerate()
-                .filter(|(_, g)| !g.parked)
-                .min_by_key(|(_, g)| g.order);
+            let next =
+                frame.groups.iter().enumerate().filter(|(_, g)| !g.parked).min_by_key(|(_, g)| g.order);
             let Some((at, _)) = next else {
                 if frame.groups.is_empty() {
                     self.leave_function(warp);
@@ -105,11 +101,7 @@ impl Env<'_> {
                         self.abort = true;
                         return Some(Stop::Blocked);
                     }
-                    return if warp.steps >= last_step {
-                        Some(Stop::Preempted)
-                    } else {
-                        None
-                    };
+                    return if warp.steps >= last_step { Some(Stop::Preempted) } else { None };
                 }
                 Flow::Wait => {
                     let top = warp.frames.len() - 1;
@@ -123,11 +115,7 @@ impl Env<'_> {
                     // Lanes whose guard does not hold go on alone.
                     if m != mask {
                         group.mask = m;
-                        let rest = Group {
-                            mask: mask & !m,
-                            parked: false,
-                            ..*group
-                        };
+                        let rest = Group { mask: mask & !m, parked: false, ..*group };
                         warp.frames[top].groups.push(rest);
                     }
                     return None;
@@ -148,25 +136,12 @@ impl Env<'_> {
             }
             match frame.groups.iter_mut().find(|g| g.pc == pc && !g.parked) {
                 Some(group) => group.mask |= mask,
-                None => frame.groups.push(Group {
-                    pc,
-                    order: order[pc as usize],
-                    mask,
-                    parked: false,
-                }),
+                None => frame.groups.push(Group { pc, order: order[pc as usize], mask, parked: false }),
             }
         }
     }
 
-    fn branch(
-        &mut self,
-        warp: &mut Warp,
-        at: usize,
-        pc: u32,
-        target: u32,
-        m: u32,
-        mask: u32,
-    ) -> Flow {
+    fn branch(&mut self, warp: &mut Warp, at: usize, pc: u32, target: u32, m: u32, mask: u32) -> Flow {
         self.counters.branches += 1;
         if m != 0 && m != mask {
             self.counters.divergent_branches += 1;
@@ -177,39 +152,20 @@ impl Env<'_> {
         if frame.groups.len() == 1 && (m == mask || m == 0) {
             let pc = if m == 0 { pc + 1 } else { target };
             let order = self.cx.functions[frame.function as usize].order[pc as usize];
-            frame.groups[0] = Group {
-                pc,
-                order,
-                mask,
-                parked: false,
-            };
+            frame.groups[0] = Group { pc, order, mask, parked: false };
             return Flow::Regroup;
         }
         self.regroup(warp, at, &[(target, m), (pc + 1, mask & !m)]);
         Flow::Regroup
     }
 
-    fn execute(
-        &mut self,
-        warp: &mut Warp,
-        inst: &Inst,
-        pc: u32,
-        m: u32,
-        mask: u32,
-        at: usize,
-    ) -> Flow {
+    fn execute(&mut self, warp: &mut Warp, inst: &Inst, pc: u32, m: u32, mask: u32, at: usize) -> Flow {
         match &inst.op {
             Op::Goto { target } => {
                 let top = warp.frames.len() - 1;
                 if warp.frames[top].groups.len() == 1 {
-                    let order = self.cx.functions[warp.frames[top].function as usize].order
-                        [*target as usize];
-                    warp.frames[top].groups[0] = Group {
-                        pc: *target,
-                        order,
-                        mask,
-                        parked: false,
-                    };
+                    let order = self.cx.functions[warp.frames[top].function as usize].order[*target as usize];
+                    warp.frames[top].groups[0] = Group { pc: *target, order, mask, parked: false };
                 } else {
                     self.regroup(warp, at, &[(*target, mask)]);
                 }
@@ -247,13 +203,9 @@ impl Env<'_> {
             }
             Op::Trap => {
                 if m != 0 {
-                    self.record(
-                        FindingKind::Trap,
-                        warp,
-                        m.trailing_zeros() as usize,
-                        None,
-                        || "the kernel executes a trap".to_owned(),
-                    );
+                    self.record(FindingKind::Trap, warp, m.trailing_zeros() as usize, None, || {
+                        "the kernel executes a trap".to_owned()
+                    });
                     self.abort = true;
                 }
                 self.regroup(warp, at, &[(pc + 1, mask & !m)]);
@@ -261,22 +213,8 @@ impl Env<'_> {
             }
             _ if m == 0 => return Flow::Next,
             Op::Call(call) => return self.call(warp, call, pc, m, mask, at),
-            Op::Bar {
-                kind,
-                aligned,
-                id,
-                count,
-                d,
-                p,
-            } => {
-                let args = BarArgs {
-                    kind: *kind,
-                    aligned: *aligned,
-                    id,
-                    count: count.as_ref(),
-                    d: *d,
-                    p,
-                };
+            Op::Bar { kind, aligned, id, count, d, p } => {
+                let args = BarArgs { kind: *kind, aligned: *aligned, id, count: count.as_ref(), d: *d, p };
                 if self.bar(warp, &args, m) {
                     return Flow::Wait;
                 }
@@ -301,15 +239,7 @@ impl Env<'_> {
     fn plain(&mut self, warp: &mut Warp, inst: &Inst, m: u32) {
         match &inst.op {
             Op::Int { op, ty, d, a, b, c } => self.int(warp, *op, *ty, *d, [a, b, c], m),
-            Op::Float {
-                op,
-                ty,
-                mode,
-                d,
-                a,
-                b,
-                c,
-            } => {
+            Op::Float { op, ty, mode, d, a, b, c } => {
                 if matches!(
                     op,
                     FloatOp::Add
@@ -321,11 +251,7 @@ impl Env<'_> {
                         | FloatOp::Max
                 ) {
                     let each = if *op == FloatOp::Fma { 2 } else { 1 };
-                    let packed = if matches!(ty, Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2) {
-                        2
-                    } else {
-                        1
-                    };
+                    let packed = if matches!(ty, Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2) { 2 } else { 1 };
                     self.counters.flops += u64::from(m.count_ones() * each * packed);
                 }
                 self.float(warp, *op, *ty, *mode, *d, [a, b, c], m);
@@ -341,16 +267,7 @@ impl Env<'_> {
             }
             Op::Ld { access, dst } => self.load(warp, access, dst, m),
             Op::St { access, src } => self.store(warp, access, src, m),
-            Op::Setp {
-                cmp,
-                ty,
-                ftz,
-                d,
-                d2,
-                a,
-                b,
-                combine,
-            } => {
+            Op::Setp { cmp, ty, ftz, d, d2, a, b, combine } => {
                 let (holds, undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
                 let (c, undef_c) = match combine {
                     Some((_, p)) => warp.pred(p),
@@ -371,16 +288,7 @@ impl Env<'_> {
                     warp.put_pred(*d2, join(!holds), undef | undef_c, m);
                 }
             }
-            Op::Set {
-                cmp,
-                ty,
-                to,
-                ftz,
-                d,
-                a,
-                b,
-                combine,
-            } => {
+            Op::Set { cmp, ty, to, ftz, d, a, b, combine } => {
                 let (mut holds, undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
                 if let Some((op, p)) = combine {
                     let (c, _) = warp.pred(p);
@@ -391,11 +299,7 @@ impl Env<'_> {
                     };
                 }
                 let packed = matches!(ty, Ty::F16x2 | Ty::Bf16x2);
-                let high = if packed {
-                    self.compare_high(warp, *cmp, *ty, *ftz, a, b).0
-                } else {
-                    0
-                };
+                let high = if packed { self.compare_high(warp, *cmp, *ty, *ftz, a, b).0 } else { 0 };
                 let yes: u32 = match to {
                     Ty::F32 => 1.0f32.to_bits(),
                     Ty::F16 | Ty::F16x2 => 0x3c00,
@@ -404,10 +308,7 @@ impl Env<'_> {
                     _ if packed => 0xffff,
                     _ => !0,
                 };
-                let mut v = V32 {
-                    v: [0; LANES],
-                    undef,
-                };
+                let mut v = V32 { v: [0; LANES], undef };
                 for l in 0..LANES {
                     v.v[l] = if holds >> l & 1 != 0 { yes } else { 0 }
                         | if high >> l & 1 != 0 { yes << 16 } else { 0 };
@@ -451,76 +352,26 @@ impl Env<'_> {
                     warp.put32(*d, &v, m);
                 }
             }
-            Op::Slct {
-                bits,
-                cond,
-                ftz,
-                d,
-                a,
-                b,
-                c,
-            } => {
+            Op::Slct { bits, cond, ftz, d, a, b, c } => {
                 let (holds, undef) = self.compare(warp, Cmp::Ge, *cond, *ftz, c, &Src::Imm(0));
                 if *bits == 64 {
                     let (a, b) = (self.src64(warp, a), self.src64(warp, b));
-                    let v =
-                        std::array::from_fn(|l| if holds >> l & 1 != 0 { a.v[l] } else { b.v[l] });
-                    warp.put64(
-                        *d,
-                        &V64 {
-                            v,
-                            undef: undef | a.undef | b.undef,
-                        },
-                        m,
-                    );
+                    let v = std::array::from_fn(|l| if holds >> l & 1 != 0 { a.v[l] } else { b.v[l] });
+                    warp.put64(*d, &V64 { v, undef: undef | a.undef | b.undef }, m);
                 } else {
                     let (a, b) = (self.src32(warp, a), self.src32(warp, b));
-                    let v =
-                        std::array::from_fn(|l| if holds >> l & 1 != 0 { a.v[l] } else { b.v[l] });
-                    warp.put32(
-                        *d,
-                        &V32 {
-                            v,
-                            undef: undef | a.undef | b.undef,
-                        },
-                        m,
-                    );
+                    let v = std::array::from_fn(|l| if holds >> l & 1 != 0 { a.v[l] } else { b.v[l] });
+                    warp.put32(*d, &V32 { v, undef: undef | a.undef | b.undef }, m);
                 }
             }
             Op::TestP { test, ty, d, a } => self.testp(warp, *test, *ty, *d, a, m),
-            Op::Bfi {
-                wide,
-                d,
-                a,
-                b,
-                pos,
-                len,
-            } => self.bfi(warp, *wide, *d, [a, b, pos, len], m),
-            Op::Carry {
-                op,
-                ty,
-                carry_in,
-                carry_out,
-                d,
-                a,
-                b,
-                c,
-            } => {
+            Op::Bfi { wide, d, a, b, pos, len } => self.bfi(warp, *wide, *d, [a, b, pos, len], m),
+            Op::Carry { op, ty, carry_in, carry_out, d, a, b, c } => {
                 self.carry(warp, *op, *ty, (*carry_in, *carry_out), *d, [a, b, c], m);
             }
-            Op::Cvt {
-                to,
-                from,
-                mode,
-                d,
-                a,
-            } => self.cvt(warp, *to, *from, *mode, *d, a, m),
+            Op::Cvt { to, from, mode, d, a } => self.cvt(warp, *to, *from, *mode, *d, a, m),
             Op::CvtPair { to, mode, d, a, b } => self.cvt_pair(warp, *to, *mode, *d, a, b, m),
-            Op::Pack {
-                part_bits,
-                d,
-                parts,
-            } => {
+            Op::Pack { part_bits, d, parts } => {
                 let mut v = V64::splat(0);
                 for (i, part) in parts.iter().enumerate() {
                     let part = self.src64(warp, part);
@@ -532,110 +383,42 @@ impl Env<'_> {
                 }
                 warp.put64(*d, &v, m);
             }
-            Op::Unpack {
-                part_bits,
-                parts,
-                a,
-            } => {
+            Op::Unpack { part_bits, parts, a } => {
                 let v = self.src64(warp, a);
                 for (i, part) in parts.iter().enumerate() {
                     let mask = (1u64 << part_bits) - 1;
-                    let out = V64 {
-                        v: v.v.map(|v| v >> (i as u32 * part_bits) & mask),
-                        undef: v.undef,
-                    };
+                    let out = V64 { v: v.v.map(|v| v >> (i as u32 * part_bits) & mask), undef: v.undef };
                     warp.put64(*part, &out, m);
                 }
             }
-            Op::Atom {
-                access,
-                op,
-                d,
-                b,
-                c,
-                ordered,
-            } => self.atom(warp, access, *op, *d, b, c, *ordered, m),
+            Op::Atom { access, op, d, b, c, ordered } => self.atom(warp, access, *op, *d, b, c, *ordered, m),
             Op::IsSpace { space, d, a } => {
                 let a = self.src64(warp, a);
                 let holds = mask_of(|l| super::mem::space_of(a.v[l]) == *space);
                 warp.put_pred(*d, holds, a.undef, m);
             }
-            Op::Cvta {
-                space,
-                to_space,
-                d,
-                a,
-            } => {
+            Op::Cvta { space, to_space, d, a } => {
                 let a = self.src64(warp, a);
                 let base = super::mem::window(*space);
-                let v = a.v.map(|v| {
-                    if *to_space {
-                        v.wrapping_sub(base)
-                    } else {
-                        v.wrapping_add(base)
-                    }
-                });
+                let v = a.v.map(|v| if *to_space { v.wrapping_sub(base) } else { v.wrapping_add(base) });
                 warp.put64(*d, &V64 { v, undef: a.undef }, m);
             }
-            Op::CpAsync {
-                bytes,
-                dst,
-                src,
-                src_size,
-                ignore,
-            } => {
-                self.cp_async(
-                    warp,
-                    *bytes,
-                    dst,
-                    src,
-                    src_size.as_ref(),
-                    ignore.as_ref(),
-                    m,
-                );
+            Op::CpAsync { bytes, dst, src, src_size, ignore } => {
+                self.cp_async(warp, *bytes, dst, src, src_size.as_ref(), ignore.as_ref(), m);
             }
             Op::CpCommit => Lanes(m).for_each(|l| warp.committed[l] += 1),
             Op::CpWait { keep } => self.cp_wait(warp, Some(*keep), m),
             Op::CpWaitAll => self.cp_wait(warp, None, m),
-            Op::Ldmatrix {
-                count,
-                trans,
-                d,
-                addr,
-            } => self.ldmatrix(warp, *count, *trans, d, addr, m),
-            Op::Stmatrix {
-                count,
-                trans,
-                addr,
-                a,
-            } => self.stmatrix(warp, *count, *trans, addr, a, m),
+            Op::Ldmatrix { count, trans, d, addr } => self.ldmatrix(warp, *count, *trans, d, addr, m),
+            Op::Stmatrix { count, trans, addr, a } => self.stmatrix(warp, *count, *trans, addr, a, m),
             Op::Movmatrix { d, a } => self.movmatrix(warp, *d, a, m),
             Op::Mma(mma) => self.mma(warp, mma, m),
-            Op::Shfl {
-                mode,
-                d,
-                p,
-                a,
-                b,
-                c,
-                mask,
-            } => self.shfl(warp, *mode, (*d, *p), [a, b, c], mask.as_ref(), m),
+            Op::Shfl { mode, d, p, a, b, c, mask } => {
+                self.shfl(warp, *mode, (*d, *p), [a, b, c], mask.as_ref(), m)
+            }
             Op::Vote { mode, d, a, mask } => self.vote(warp, *mode, *d, a, mask.as_ref(), m),
-            Op::Match {
-                all,
-                bits,
-                d,
-                p,
-                a,
-                mask,
-            } => self.match_any(warp, *all, *bits, (*d, *p), a, mask, m),
-            Op::Redux {
-                op,
-                signed,
-                d,
-                a,
-                mask,
-            } => self.redux(warp, *op, *signed, *d, a, mask, m),
+            Op::Match { all, bits, d, p, a, mask } => self.match_any(warp, *all, *bits, (*d, *p), a, mask, m),
+            Op::Redux { op, signed, d, a, mask } => self.redux(warp, *op, *signed, *d, a, mask, m),
             Op::Elect { d, p, mask } => {
                 self.warp_mask(warp, Some(mask), m);
                 let leader = m.trailing_zeros();
@@ -675,15 +458,7 @@ impl Env<'_> {
         }
     }
 
-    fn call(
-        &mut self,
-        warp: &mut Warp,
-        call: &Call,
-        pc: u32,
-        m: u32,
-        mask: u32,
-        at: usize,
-    ) -> Flow {
+    fn call(&mut self, warp: &mut Warp, call: &Call, pc: u32, m: u32, mask: u32, at: usize) -> Flow {
         let lane = m.trailing_zeros() as usize;
         let index = match &call.target {
             CallTarget::Function(index) => *index,
@@ -695,11 +470,7 @@ impl Env<'_> {
                 let known = address >= FUNCTION_WINDOW
                     && address.is_multiple_of(16)
                     && index < self.cx.functions.len() as u64;
-                let callee = if known {
-                    self.cx.functions.get(index as usize)
-                } else {
-                    None
-                };
+                let callee = if known { self.cx.functions.get(index as usize) } else { None };
                 let fits = callee.is_some_and(|f| {
                     !f.is_entry
                         && !f.code.is_empty()
@@ -707,16 +478,9 @@ impl Env<'_> {
                         && f.rets.len() == call.rets.len()
                 });
                 if !fits {
-                    self.record(
-                        FindingKind::InvalidOperand,
-                        warp,
-                        lane,
-                        Some(address),
-                        || {
-                            "call of an address that is no function with these parameters"
-                                .to_owned()
-                        },
-                    );
+                    self.record(FindingKind::InvalidOperand, warp, lane, Some(address), || {
+                        "call of an address that is no function with these parameters".to_owned()
+                    });
                     self.abort = true;
                     return Flow::Regroup;
                 }
@@ -759,17 +523,9 @@ impl Env<'_> {
         let local = (from + frame_bytes).next_multiple_of(16);
         if top + 1 >= MAX_FRAMES || local + callee.frame_bytes > self.cx.local_limit {
             let name = &callee.name;
-            self.record(
-                FindingKind::StackOverflow,
-                warp,
-                m.trailing_zeros() as usize,
-                None,
-                || {
-                    format!(
-                        "call of `{name}` at depth {top} with {local} bytes of local memory in use"
-                    )
-                },
-            );
+            self.record(FindingKind::StackOverflow, warp, m.trailing_zeros() as usize, None, || {
+                format!("call of `{name}` at depth {top} with {local} bytes of local memory in use")
+            });
             self.abort = true;
             return Flow::Regroup;
         }
@@ -808,10 +564,7 @@ impl Env<'_> {
         match *src {
             Src::W32(r) => {
                 let at = warp.base32 + r as usize;
-                V32 {
-                    v: warp.r32[at],
-                    undef: warp.undef32[at],
-                }
+                V32 { v: warp.r32[at], undef: warp.undef32[at] }
             }
             Src::Imm(v) => V32::splat(v as u32),
             Src::W64(_) => self.src64(warp, src).narrow(),
@@ -825,39 +578,24 @@ impl Env<'_> {
         match *src {
             Src::W64(r) => {
                 let at = warp.base64 + r as usize;
-                V64 {
-                    v: warp.r64[at],
-                    undef: warp.undef64[at],
-                }
+                V64 { v: warp.r64[at], undef: warp.undef64[at] }
             }
             Src::Imm(v) => V64::splat(v),
             Src::W32(r) => {
                 let at = warp.base32 + r as usize;
-                V64 {
-                    v: warp.r32[at].map(u64::from),
-                    undef: warp.undef32[at],
-                }
+                V64 { v: warp.r32[at].map(u64::from), undef: warp.undef32[at] }
             }
             Src::Special(Special::Clock) => V64::splat(warp.steps),
-            Src::Special(s) => V64 {
-                v: self.special(warp, s).v.map(u64::from),
-                undef: 0,
-            },
+            Src::Special(s) => V64 { v: self.special(warp, s).v.map(u64::from), undef: 0 },
             Src::Pred(..) => V64::splat(0),
         }
     }
 
     fn special(&self, warp: &Warp, s: Special) -> V32 {
-        let lanes = |f: fn(u32) -> u32| V32 {
-            v: std::array::from_fn(|l| f(l as u32)),
-            undef: 0,
-        };
+        let lanes = |f: fn(u32) -> u32| V32 { v: std::array::from_fn(|l| f(l as u32)), undef: 0 };
         V32::splat(match s {
             Special::Tid(a) => {
-                return V32 {
-                    v: warp.tid[a as usize],
-                    undef: 0,
-                };
+                return V32 { v: warp.tid[a as usize], undef: 0 };
             }
             Special::LaneId => return lanes(|l| l),
             Special::LaneMaskEq => return lanes(|l| 1 << l),
@@ -876,11 +614,7 @@ impl Env<'_> {
             Special::DynamicSmem => self.cx.dynamic_bytes,
             Special::TotalSmem => self.cx.dynamic_bytes + self.cx.static_bytes,
             Special::DynamicBase(offset) => self.cx.dynamic_base.wrapping_add(offset),
-            Special::Frame(offset) => warp
-                .frames
-                .last()
-                .map_or(0, |f| f.local)
-                .wrapping_add(offset),
+            Special::Frame(offset) => warp.frames.last().map_or(0, |f| f.local).wrapping_add(offset),
         })
     }
 }

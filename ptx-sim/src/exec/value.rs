@@ -21,26 +21,17 @@ pub(crate) struct V64 {
 
 impl V32 {
     pub(crate) fn splat(v: u32) -> Self {
-        Self {
-            v: [v; LANES],
-            undef: 0,
-        }
+        Self { v: [v; LANES], undef: 0 }
     }
 }
 
 impl V64 {
     pub(crate) fn splat(v: u64) -> Self {
-        Self {
-            v: [v; LANES],
-            undef: 0,
-        }
+        Self { v: [v; LANES], undef: 0 }
     }
 
     pub(crate) fn narrow(&self) -> V32 {
-        V32 {
-            v: self.v.map(|v| v as u32),
-            undef: self.undef,
-        }
+        V32 { v: self.v.map(|v| v as u32), undef: self.undef }
     }
 }
 
@@ -61,10 +52,7 @@ macro_rules! lanes {
             for l in 0..LANES {
                 v[l] = f(a.v[l], b.v[l]);
             }
-            $in {
-                v,
-                undef: a.undef | b.undef,
-            }
+            $in { v, undef: a.undef | b.undef }
         }
 
         #[inline(always)]
@@ -73,10 +61,7 @@ macro_rules! lanes {
             for l in 0..LANES {
                 v[l] = f(a.v[l], b.v[l], c.v[l]);
             }
-            $in {
-                v,
-                undef: a.undef | b.undef | c.undef,
-            }
+            $in { v, undef: a.undef | b.undef | c.undef }
         }
     };
 }

@@ -108,12 +108,7 @@ impl Warp {
     ) {
         let frame = Frame {
             function,
-            groups: vec![Group {
-                pc: 0,
-                order: 0,
-                mask,
-                parked: false,
-            }],
+            groups: vec![Group { pc: 0, order: 0, mask, parked: false }],
             base32: self.r32.len(),
             base64: self.r64.len(),
             base_pred: self.pred.len(),
@@ -137,12 +132,7 @@ impl Warp {
         if end > self.local_stride {
             self.grow_local(end);
         }
-        for param in code
-            .params
-            .iter()
-            .chain(&code.rets)
-            .filter(|_| !code.is_entry)
-        {
+        for param in code.params.iter().chain(&code.rets).filter(|_| !code.is_entry) {
             self.mark_local(mask, local + param.offset, param.size, 1);
         }
         self.frames.push(frame);
@@ -155,8 +145,7 @@ impl Warp {
         let mut state = vec![1; stride * LANES];
         for l in 0..LANES {
             let (from, to) = (l * self.local_stride, l * stride);
-            local[to..to + self.local_stride]
-                .copy_from_slice(&self.local[from..from + self.local_stride]);
+            local[to..to + self.local_stride].copy_from_slice(&self.local[from..from + self.local_stride]);
             state[to..to + self.local_stride]
                 .copy_from_slice(&self.local_state[from..from + self.local_stride]);
         }
@@ -195,14 +184,7 @@ impl Warp {
         match *src {
             Src::Pred(p, negate) => {
                 let at = self.base_pred + p as usize;
-                (
-                    if negate {
-                        !self.pred[at]
-                    } else {
-                        self.pred[at]
-                    },
-                    self.undef_pred[at],
-                )
+                (if negate { !self.pred[at] } else { self.pred[at] }, self.undef_pred[at])
             }
             Src::Imm(v) => (if v & 1 != 0 { !0 } else { 0 }, 0),
             _ => (0, 0),
@@ -235,14 +217,7 @@ impl Warp {
                     self.undef32[at] = self.undef32[at] & !m | v.undef & m;
                 }
             }
-            Reg::W64(_) => self.put64(
-                d,
-                &V64 {
-                    v: v.v.map(u64::from),
-                    undef: v.undef,
-                },
-                m,
-            ),
+            Reg::W64(_) => self.put64(d, &V64 { v: v.v.map(u64::from), undef: v.undef }, m),
             _ => {}
         }
     }

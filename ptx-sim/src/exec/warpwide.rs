@@ -40,10 +40,7 @@ impl Env<'_> {
     ) {
         self.warp_mask(warp, mask, m);
         let [a, b, c] = [a, b, c].map(|s| self.src32(warp, s));
-        let mut out = V32 {
-            v: [0; LANES],
-            undef: 0,
-        };
+        let mut out = V32 { v: [0; LANES], undef: 0 };
         let mut in_range = 0;
         let mut absent = 0;
         for l in 0..LANES {
@@ -51,10 +48,7 @@ impl Env<'_> {
             let (bval, cval, seg) = (b.v[l] & 31, c.v[l] & 31, c.v[l] >> 8 & 31);
             let max = lane & seg | cval & !seg & 31;
             let (j, valid) = match mode {
-                ShflMode::Up => (
-                    lane.wrapping_sub(bval),
-                    lane as i32 - bval as i32 >= max as i32,
-                ),
+                ShflMode::Up => (lane.wrapping_sub(bval), lane as i32 - bval as i32 >= max as i32),
                 ShflMode::Down => (lane + bval, lane + bval <= max),
                 ShflMode::Bfly => (lane ^ bval, lane ^ bval <= max),
                 ShflMode::Idx => {
@@ -91,14 +85,7 @@ impl Env<'_> {
         let (p, undef) = warp.pred(a);
         let undef = if undef & m != 0 { !0 } else { 0 };
         match mode {
-            VoteMode::Ballot => warp.put32(
-                d,
-                &V32 {
-                    v: named.map(|n| n & p),
-                    undef,
-                },
-                m,
-            ),
+            VoteMode::Ballot => warp.put32(d, &V32 { v: named.map(|n| n & p), undef }, m),
             VoteMode::All => warp.put_pred(d, mask_of(|l| named[l] & !p == 0), undef, m),
             VoteMode::Any => warp.put_pred(d, mask_of(|l| named[l] & p != 0), undef, m),
             VoteMode::Uni => {
@@ -156,13 +143,6 @@ impl Env<'_> {
             ReduxOp::Xor => x ^ y,
         };
         let v = std::array::from_fn(|l| Lanes(named[l]).map(|k| a.v[k]).reduce(f).unwrap_or(0));
-        warp.put32(
-            d,
-            &V32 {
-                v,
-                undef: if a.undef & m != 0 { !0 } else { 0 },
-            },
-            m,
-        );
+        warp.put32(d, &V32 { v, undef: if a.undef & m != 0 { !0 } else { 0 } }, m);
     }
 }

@@ -34,10 +34,7 @@ fn text(op: &str, dst: u32, srcs: &[u32]) -> String {
     if op.contains('$') {
         let mut text = op.replace("$d", &format!("{}0", register(dst)));
         for (i, bits) in srcs.iter().enumerate() {
-            text = text.replace(
-                &format!("${}", i + 1),
-                &format!("{}{}", register(*bits), i + 1),
-            );
+            text = text.replace(&format!("${}", i + 1), &format!("{}{}", register(*bits), i + 1));
         }
         body += &format!("{text};\n");
     } else {
@@ -80,9 +77,7 @@ pub fn results(op: &str, dst: u32, srcs: &[u32], values: &[&[u64]]) -> Vec<(Vec<
     let out = gpu.alloc(n * 8);
     let mut params: Vec<Vec<u8>> = vec![out.to_le_bytes().to_vec()];
     for k in 0..4 {
-        let column: Vec<u64> = (0..n)
-            .map(|i| combination(i).get(k).copied().unwrap_or(0))
-            .collect();
+        let column: Vec<u64> = (0..n).map(|i| combination(i).get(k).copied().unwrap_or(0)).collect();
         params.push(upload(&mut gpu, &column).to_le_bytes().to_vec());
     }
     params.push((n as u32).to_le_bytes().to_vec());
@@ -93,13 +88,8 @@ pub fn results(op: &str, dst: u32, srcs: &[u32], values: &[&[u64]]) -> Vec<(Vec<
         params: &params,
         ..Launch::default()
     };
-    module
-        .launch(&mut gpu, "k", &launch)
-        .unwrap_or_else(|e| panic!("{op}: {e}\n{text}"));
-    (0..n)
-        .map(combination)
-        .zip(download::<u64>(&gpu, out, n))
-        .collect()
+    module.launch(&mut gpu, "k", &launch).unwrap_or_else(|e| panic!("{op}: {e}\n{text}"));
+    (0..n).map(combination).zip(download::<u64>(&gpu, out, n)).collect()
 }
 
 /// Wants bit for bit what the definition says.
@@ -107,17 +97,12 @@ pub fn exact(op: &str, dst: u32, srcs: &[u32], values: &[&[u64]], want: impl Fn(
     let mask = if dst == 64 { !0 } else { (1 << dst) - 1 };
     for (operands, got) in results(op, dst, srcs, values) {
         let want = want(&operands) & mask;
-        assert_eq!(
-            got, want,
-            "{op} of {operands:#x?}: got {got:#x}, wanted {want:#x}"
-        );
+        assert_eq!(got, want, "{op} of {operands:#x?}: got {got:#x}, wanted {want:#x}");
     }
 }
 
-pub const I16: &[u64] = &[
-    0, 1, 2, 7, 15, 16, 0x7f, 0x80, 0xff, 0x100, 0x1234, 0x7ffe, 0x7fff, 0x8000, 0x8001, 0xfffe,
-    0xffff,
-];
+pub const I16: &[u64] =
+    &[0, 1, 2, 7, 15, 16, 0x7f, 0x80, 0xff, 0x100, 0x1234, 0x7ffe, 0x7fff, 0x8000, 0x8001, 0xfffe, 0xffff];
 pub const I32: &[u64] = &[
     0,
     1,
@@ -225,10 +210,10 @@ pub const F64: &[u64] = &[
     0x7ff8_0000_0000_0000,
 ];
 pub const F16: &[u64] = &[
-    0, 0x8000, 1, 0x8001, 0x03ff, 0x0400, 0x8400, 0x0401, 0x3c00, 0xbc00, 0x3c01, 0x3bff, 0x3e00,
-    0x4100, 0xc100, 0x1400, 0x6400, 0x6401, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0x7c01,
+    0, 0x8000, 1, 0x8001, 0x03ff, 0x0400, 0x8400, 0x0401, 0x3c00, 0xbc00, 0x3c01, 0x3bff, 0x3e00, 0x4100,
+    0xc100, 0x1400, 0x6400, 0x6401, 0x7bff, 0xfbff, 0x7c00, 0xfc00, 0x7e00, 0x7c01,
 ];
 pub const BF16: &[u64] = &[
-    0, 0x8000, 1, 0x8001, 0x007f, 0x0080, 0x3f80, 0xbf80, 0x3f81, 0x3f7f, 0x3fc0, 0x4020, 0xc020,
-    0x3b80, 0x4300, 0x4301, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0, 0x7f81,
+    0, 0x8000, 1, 0x8001, 0x007f, 0x0080, 0x3f80, 0xbf80, 0x3f81, 0x3f7f, 0x3fc0, 0x4020, 0xc020, 0x3b80,
+    0x4300, 0x4301, 0x7f7f, 0xff7f, 0x7f80, 0xff80, 0x7fc0, 0x7f81,
 ];

@@ -1,28 +1,15 @@
 //! Shared by the tests: fixtures in both dialects, and arrays in simulated memory.
-#![allow(
-    dead_code,
-    unreachable_pub,
-    clippy::too_many_arguments,
-    reason = "each test binary uses its part"
-)]
+#![allow(dead_code, unreachable_pub, clippy::too_many_arguments, reason = "each test binary uses its part")]
 
 use ptx_sim::{Error, Finding, FindingKind, Gpu, Launch, Module, Report, Schedule};
 
-pub const BASIC: [&str; 2] = [
-    include_str!("../ptx/basic.sm_80.ptx"),
-    include_str!("../ptx/basic.sm_100.ptx"),
-];
-pub const TENSOR: [&str; 2] = [
-    include_str!("../ptx/tensor.sm_80.ptx"),
-    include_str!("../ptx/tensor.sm_100.ptx"),
-];
+pub const BASIC: [&str; 2] =
+    [include_str!("../ptx/basic.sm_80.ptx"), include_str!("../ptx/basic.sm_100.ptx")];
+pub const TENSOR: [&str; 2] =
+    [include_str!("../ptx/tensor.sm_80.ptx"), include_str!("../ptx/tensor.sm_100.ptx")];
 
-pub const SCHEDULES: [Schedule; 4] = [
-    Schedule::FirstWarpFirst,
-    Schedule::LastWarpFirst,
-    Schedule::Random(1),
-    Schedule::Random(2),
-];
+pub const SCHEDULES: [Schedule; 4] =
+    [Schedule::FirstWarpFirst, Schedule::LastWarpFirst, Schedule::Random(1), Schedule::Random(2)];
 
 pub trait Scalar: Copy {
     const SIZE: usize;
@@ -75,14 +62,7 @@ pub fn run(
     params: &[&[u8]],
     schedule: Schedule,
 ) -> Result<Report, Error> {
-    let launch = Launch {
-        grid,
-        block,
-        shared_bytes: shared,
-        params,
-        schedule,
-        ..Launch::default()
-    };
+    let launch = Launch { grid, block, shared_bytes: shared, params, schedule, ..Launch::default() };
     module.launch(gpu, kernel, &launch)
 }
 
@@ -102,9 +82,7 @@ pub fn noise(n: usize, seed: u64) -> Vec<f32> {
     let mut state = seed.wrapping_mul(0x9e37_79b9_7f4a_7c15) | 1;
     (0..n)
         .map(|_| {
-            state = state
-                .wrapping_mul(6_364_136_223_846_793_005)
-                .wrapping_add(1_442_695_040_888_963_407);
+            state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
             (state >> 40) as f32 / (1 << 23) as f32 - 1.0
         })
         .collect()
