@@ -416,7 +416,7 @@ extern "C" __global__ void __launch_bounds__(256) conv_tile(OPERANDS, const Para
 
 #else
 
-extern "C" __global__ void __launch_bounds__(THREADS) conv_depthwise(OPERANDS, const Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) conv_depthwise(OPERANDS, const Params p) {
     const u32 channels = p.groups * p.c_out;
     const u32 e = (blockIdx.x + blockIdx.y * gridDim.x) * THREADS + threadIdx.x;
     if (e >= p.batch * channels * p.oh * p.ow) return;

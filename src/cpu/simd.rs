@@ -166,7 +166,6 @@ pub(crate) trait Simd: Copy + 'static {
     /// `2^a` for integral `a` in -126..=127.
     unsafe fn pow2(a: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> f32;
-    unsafe fn maximum(a: Self::V) -> f32;
 
     /// A full register from any dtype.
     #[inline(always)]
@@ -367,10 +366,6 @@ impl Simd for Plain {
     unsafe fn sum(a: [f32; 8]) -> f32 {
         ((a[0] + a[4]) + (a[2] + a[6])) + ((a[1] + a[5]) + (a[3] + a[7]))
     }
-    #[inline(always)]
-    unsafe fn maximum(a: [f32; 8]) -> f32 {
-        a.into_iter().fold(f32::NEG_INFINITY, |m, x| if m > x { m } else { x })
-    }
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -530,10 +525,6 @@ mod x86 {
                 }
             }
         }
-        #[inline(always)]
-        unsafe fn maximum(a: __m512) -> f32 {
-            unsafe { _mm512_reduce_max_ps(a) }
-        }
     }
 
     impl Avx2 {
@@ -687,14 +678,6 @@ mod x86 {
                 _mm_cvtss_f32(_mm_add_ss(d, _mm_movehdup_ps(d)))
             }
         }
-        #[inline(always)]
-        unsafe fn maximum(a: __m256) -> f32 {
-            unsafe {
-                let q = _mm_max_ps(_mm256_castps256_ps128(a), _mm256_extractf128_ps::<1>(a));
-                let d = _mm_max_ps(q, _mm_movehl_ps(q, q));
-                _mm_cvtss_f32(_mm_max_ss(d, _mm_movehdup_ps(d)))
-            }
-        }
     }
 }
 
@@ -816,10 +799,6 @@ mod arm {
         #[inline(always)]
         unsafe fn sum(a: float32x4_t) -> f32 {
             unsafe { vaddvq_f32(a) }
-        }
-        #[inline(always)]
-        unsafe fn maximum(a: float32x4_t) -> f32 {
-            unsafe { vmaxvq_f32(a) }
         }
     }
 }

@@ -21,10 +21,13 @@ pub(super) struct Case {
     fields: serde_json::Map<String, serde_json::Value>,
 }
 
+/// Runs a case once.
+type Run = Box<dyn FnMut(&Device) -> advect::Result<()>>;
+
 /// A launch with its work, counted as the results of other libraries count it: attention 4 B H Nq Nk D,
 /// convolution 2 a multiply-add, bytes each tensor once.
 pub(super) struct Launch {
-    pub(super) run: Box<dyn FnMut(&Device) -> advect::Result<()>>,
+    pub(super) run: Run,
     pub(super) flops: f64,
     pub(super) bytes: f64,
 }

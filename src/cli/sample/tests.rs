@@ -177,7 +177,9 @@ fn velocities_are_the_golden_ones_at_every_time() {
             let x = unet.workspace().values(&[n, 1, 28, 28], &golden.get("x")[images.clone()]).unwrap();
             unet.velocity(&time, &x, &v).unwrap();
             let got = unet.workspace().read(&v).unwrap();
-            let tolerance = if t == 1.0 { 4e-5 } else { 5e-6 };
+            // At t = 1 the network amplifies roundoff: against the same file PyTorch 2.15 in f32 is off by
+            // 4.4e-5 (oneDNN), 5.5e-5 (channels last), 6.0e-5 (one image at a time) or 1.3e-4 (without oneDNN).
+            let tolerance = if t == 1.0 { 6e-5 } else { 5e-6 };
             let (null, cond) = got.split_at(n * PIXELS);
             assert_near(
                 &format!("{name}: v_null at {t}"),
