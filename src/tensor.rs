@@ -125,9 +125,9 @@ impl Storage {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda(&self) -> Result<&cuda::Buffer> {
+    fn cuda(&self, device: &Cuda) -> Result<&cuda::Buffer> {
         match &self.0 {
-            Place::Cuda(buffer) => Ok(buffer),
+            Place::Cuda(buffer) if buffer.is_of(device) => Ok(buffer),
             _ => Err(elsewhere("cuda")),
         }
     }
@@ -149,9 +149,9 @@ impl Storage {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_mut(&mut self) -> Result<&mut cuda::Buffer> {
+    fn cuda_mut(&mut self, device: &Cuda) -> Result<&mut cuda::Buffer> {
         match &mut self.0 {
-            Place::Cuda(buffer) => Ok(buffer),
+            Place::Cuda(buffer) if buffer.is_of(device) => Ok(buffer),
             _ => Err(elsewhere("cuda")),
         }
     }
@@ -301,7 +301,7 @@ impl Device {
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.write(storage.buffer()?, bytes)?,
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.write(storage.cuda_mut()?, bytes)?,
+            Self::Cuda(cuda) => cuda.write(storage.cuda_mut(cuda)?, bytes)?,
             #[cfg(feature = "ptx-sim")]
             Self::PtxSim(sim) => sim.write(storage.simulated_mut()?, bytes)?,
         }
@@ -320,7 +320,7 @@ impl Device {
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => queue.read(storage.buffer()?, bytes)?,
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.read(storage.cuda()?, bytes)?,
+            Self::Cuda(cuda) => cuda.read(storage.cuda(cuda)?, bytes)?,
             #[cfg(feature = "ptx-sim")]
             Self::PtxSim(sim) => sim.read(storage.simulated()?, bytes)?,
         }
@@ -352,8 +352,8 @@ impl Device {
                 let pointers = unsafe {
                     T::map(
                         args,
-                        |_, v| v.try_map(|s| Ok(s.cuda()?.ptr())),
-                        |_, v| v.try_map(|s| Ok(s.cuda_mut()?.ptr())),
+                        |_, v| v.try_map(|s| Ok(s.cuda(cuda)?.ptr())),
+                        |_, v| v.try_map(|s| Ok(s.cuda_mut(cuda)?.ptr())),
                     )?
                 };
                 cuda.run(op, pointers)
