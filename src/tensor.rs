@@ -51,6 +51,7 @@ enum Place {
     Wgpu {
         buffer: wgpu::Buffer,
         bytes: usize,
+        owner: Queue,
     },
     #[cfg(feature = "cuda")]
     Cuda(cuda::Buffer),
@@ -117,9 +118,9 @@ impl Storage {
     }
 
     #[cfg(feature = "wgpu")]
-    fn buffer(&self) -> Result<&wgpu::Buffer> {
+    fn buffer(&self, device: &Queue) -> Result<&wgpu::Buffer> {
         match &self.0 {
-            Place::Wgpu { buffer, .. } => Ok(buffer),
+            Place::Wgpu { buffer, owner, .. } if owner.is(device) => Ok(buffer),
             _ => Err(elsewhere("wgpu")),
         }
     }
@@ -278,7 +279,7 @@ impl Device {
                 Place::Cpu { lines, bytes }
             }
             #[cfg(feature = "wgpu")]
-            Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes },
+            Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes, owner: queue.clone() },
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => Place::Cuda(cuda.alloc(bytes)?),
             #[cfg(feature = "ptx-sim")]
@@ -299,7 +300,7 @@ impl Device {
         match self {
             Self::Cpu(_) => storage.host_mut()?.copy_from_slice(bytes),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu(queue) => queue.write(storage.buffer()?, bytes)?,
+            Self::Wgpu(queue) => queue.write(storage.buffer(queue)?, bytes)?,
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.write(storage.cuda_mut(cuda)?, bytes)?,
             #[cfg(feature = "ptx-sim")]
@@ -318,7 +319,7 @@ impl Device {
         match self {
             Self::Cpu(_) => bytes.copy_from_slice(storage.host()?),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu(queue) => queue.read(storage.buffer()?, bytes)?,
+            Self::Wgpu(queue) => queue.read(storage.buffer(queue)?, bytes)?,
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => cuda.read(storage.cuda(cuda)?, bytes)?,
             #[cfg(feature = "ptx-sim")]
@@ -341,8 +342,11 @@ impl Device {
             }
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => {
-                let buffers =
-                    T::map(args, |_, v| v.try_map(Storage::buffer), |_, v| v.try_map(|s| s.buffer()))?;
+                let buffers = T::map(
+                    args,
+                    |_, v| v.try_map(|s| s.buffer(queue)),
+                    |_, v| v.try_map(|s| s.buffer(queue)),
+                )?;
                 queue.run(op, buffers)
             }
             #[cfg(feature = "cuda")]

@@ -33,6 +33,11 @@ impl FromStr for Choice {
     }
 }
 
+/// `--threads`: few enough that they start at once.
+pub(crate) fn threads(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n <= 512).ok_or_else(|| "wanted a number of threads from 0 to 512".into())
+}
+
 impl Choice {
     /// Opens the device; `threads` (0: one a core) is for the CPU.
     pub(crate) fn open(self, threads: usize) -> Result<Device> {

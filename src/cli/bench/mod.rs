@@ -2,7 +2,7 @@
 
 mod cases;
 
-use super::device::Choice;
+use super::device::{Choice, threads};
 use advect::verify::{Ceilings, Timing, ceilings, time};
 use advect::{Device, Dtype};
 use anyhow::{Context, Result, ensure};
@@ -37,7 +37,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "D", default_value = "auto")]
     device: Choice,
     /// Threads of the CPU; 0 is one a core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
     threads: usize,
     /// How operands are stored: f32, f16 or bf16.
     #[arg(long, default_value = "f32")]
