@@ -22,7 +22,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
-    /// One device instead of all: auto, cpu, wgpu[:N] or cuda[:N].
+    /// One device instead of all: auto, cpu, wgpu[:N], cuda[:N] or, in a build with it, ptx-sim[:ARCH].
     #[arg(long, value_name = "D")]
     device: Option<Choice>,
     /// One op instead of all.
