@@ -319,7 +319,7 @@ template <u32 COLUMNS, bool ALONG_K> struct Share {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256) conv_tile(OPERANDS, const Params p) {
+extern "C" __global__ void __launch_bounds__(256, 1) conv_tile(OPERANDS, const Params p) {
     typedef Share<BLOCK_M, X_ALONG_K> XShare;
     typedef Share<BLOCK_N, WEIGHT_ALONG_K> WeightShare;
     const Tile tile = this_tile(p);

@@ -369,7 +369,7 @@ impl Wgpu {
             entries.push(wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() });
         }
         let kernel = self.kernel::<T>(&plan, signature)?;
-        // A buffer of another device, or a destroyed one, is found out here.
+        // A buffer of another device of the same instance is found out here.
         let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(plan.entry),

@@ -121,6 +121,10 @@ impl Collect<'_> {
                     Err(Error::Unsupported { .. } | Error::Limit { .. }) => continue,
                     plan => plan?,
                 };
+                // Nothing is launched, so nothing is compiled either.
+                if plan.grid.contains(&0) {
+                    continue;
+                }
                 let variant = Variant::new::<T>(&plan, signature.clone());
                 let at = *known.entry(variant).or_insert_with_key(|variant| {
                     self.kernels.push(Kernel {
