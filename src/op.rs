@@ -18,7 +18,12 @@ pub const MAX_OPERANDS: usize = 16;
 pub const MAX_ELEMENTS: u64 = i32::MAX as u64;
 
 /// One kind of kernel: options by value, operands over any memory.
-pub trait Op: Copy + Debug + PartialEq + Send + Sync + 'static {
+///
+/// # Safety
+/// Given arguments that [`prepare`] accepted, every kernel touches no element outside its operands' extents,
+/// writes each output element from one thread at a time, and ends: targets launch kernels without bounds
+/// checks of their own.
+pub unsafe trait Op: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// The stem of its files on every face.
     const NAME: &'static str;
     /// The CUDA C++ kernel file.
@@ -46,8 +51,11 @@ pub trait Op: Copy + Debug + PartialEq + Send + Sync + 'static {
     /// Floating-point operations and compulsory traffic: what the roofline is drawn from.
     fn cost(&self, params: &Self::Params, signature: &Signature) -> Cost;
 
-    /// The CPU kernel, on arguments that [`prepare`] accepted.
-    fn cpu(&self, params: &Self::Params, args: Self::Args<&[u8], &mut [u8]>, cpu: &Cpu);
+    /// The CPU kernel.
+    ///
+    /// # Safety
+    /// `params` are what [`prepare`] gave for this op and these arguments.
+    unsafe fn cpu(&self, params: &Self::Params, args: Self::Args<&[u8], &mut [u8]>, cpu: &Cpu);
 
     /// The same operands over other memory. Written by the `operands!` macro.
     ///

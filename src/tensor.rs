@@ -51,6 +51,7 @@ enum Place {
     Wgpu {
         buffer: wgpu::Buffer,
         bytes: usize,
+        owner: Queue,
     },
     #[cfg(feature = "cuda")]
     Cuda(cuda::Buffer),
@@ -117,17 +118,17 @@ impl Storage {
     }
 
     #[cfg(feature = "wgpu")]
-    fn buffer(&self) -> Result<&wgpu::Buffer> {
+    fn buffer(&self, device: &Queue) -> Result<&wgpu::Buffer> {
         match &self.0 {
-            Place::Wgpu { buffer, .. } => Ok(buffer),
+            Place::Wgpu { buffer, owner, .. } if owner.is(device) => Ok(buffer),
             _ => Err(elsewhere("wgpu")),
         }
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda(&self) -> Result<&cuda::Buffer> {
+    fn cuda(&self, device: &Cuda) -> Result<&cuda::Buffer> {
         match &self.0 {
-            Place::Cuda(buffer) => Ok(buffer),
+            Place::Cuda(buffer) if buffer.is_of(device) => Ok(buffer),
             _ => Err(elsewhere("cuda")),
         }
     }
@@ -149,9 +150,9 @@ impl Storage {
     }
 
     #[cfg(feature = "cuda")]
-    fn cuda_mut(&mut self) -> Result<&mut cuda::Buffer> {
+    fn cuda_mut(&mut self, device: &Cuda) -> Result<&mut cuda::Buffer> {
         match &mut self.0 {
-            Place::Cuda(buffer) => Ok(buffer),
+            Place::Cuda(buffer) if buffer.is_of(device) => Ok(buffer),
             _ => Err(elsewhere("cuda")),
         }
     }
@@ -278,7 +279,7 @@ impl Device {
                 Place::Cpu { lines, bytes }
             }
             #[cfg(feature = "wgpu")]
-            Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes },
+            Self::Wgpu(queue) => Place::Wgpu { buffer: queue.alloc(bytes)?, bytes, owner: queue.clone() },
             #[cfg(feature = "cuda")]
             Self::Cuda(cuda) => Place::Cuda(cuda.alloc(bytes)?),
             #[cfg(feature = "ptx-sim")]
@@ -299,9 +300,9 @@ impl Device {
         match self {
             Self::Cpu(_) => storage.host_mut()?.copy_from_slice(bytes),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu(queue) => queue.write(storage.buffer()?, bytes)?,
+            Self::Wgpu(queue) => queue.write(storage.buffer(queue)?, bytes)?,
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.write(storage.cuda_mut()?, bytes)?,
+            Self::Cuda(cuda) => cuda.write(storage.cuda_mut(cuda)?, bytes)?,
             #[cfg(feature = "ptx-sim")]
             Self::PtxSim(sim) => sim.write(storage.simulated_mut()?, bytes)?,
         }
@@ -318,9 +319,9 @@ impl Device {
         match self {
             Self::Cpu(_) => bytes.copy_from_slice(storage.host()?),
             #[cfg(feature = "wgpu")]
-            Self::Wgpu(queue) => queue.read(storage.buffer()?, bytes)?,
+            Self::Wgpu(queue) => queue.read(storage.buffer(queue)?, bytes)?,
             #[cfg(feature = "cuda")]
-            Self::Cuda(cuda) => cuda.read(storage.cuda()?, bytes)?,
+            Self::Cuda(cuda) => cuda.read(storage.cuda(cuda)?, bytes)?,
             #[cfg(feature = "ptx-sim")]
             Self::PtxSim(sim) => sim.read(storage.simulated()?, bytes)?,
         }
@@ -341,8 +342,11 @@ impl Device {
             }
             #[cfg(feature = "wgpu")]
             Self::Wgpu(queue) => {
-                let buffers =
-                    T::map(args, |_, v| v.try_map(Storage::buffer), |_, v| v.try_map(|s| s.buffer()))?;
+                let buffers = T::map(
+                    args,
+                    |_, v| v.try_map(|s| s.buffer(queue)),
+                    |_, v| v.try_map(|s| s.buffer(queue)),
+                )?;
                 queue.run(op, buffers)
             }
             #[cfg(feature = "cuda")]
@@ -352,8 +356,8 @@ impl Device {
                 let pointers = unsafe {
                     T::map(
                         args,
-                        |_, v| v.try_map(|s| Ok(s.cuda()?.ptr())),
-                        |_, v| v.try_map(|s| Ok(s.cuda_mut()?.ptr())),
+                        |_, v| v.try_map(|s| Ok(s.cuda(cuda)?.ptr())),
+                        |_, v| v.try_map(|s| Ok(s.cuda_mut(cuda)?.ptr())),
                     )?
                 };
                 cuda.run(op, pointers)

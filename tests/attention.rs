@@ -6,7 +6,7 @@ use advect::{Cpu, Dtype, Error, View};
 
 #[test]
 fn cross_check() {
-    advect::verify::assert_op::<Attention>(60);
+    advect::verify::assert_op::<Attention>(30);
 }
 
 #[test]
@@ -51,7 +51,7 @@ fn bad_input_is_refused() {
         views[at] = view;
         views
     };
-    for scale in [f32::NAN, f32::INFINITY] {
+    for scale in [f32::NAN, f32::MAX, f32::INFINITY] {
         refused(Attention { softmax_scale: scale }, "softmax_scale", [good; 4]);
     }
     // Ranks.

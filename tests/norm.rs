@@ -5,7 +5,7 @@ use advect::{Cpu, Dtype, Error, View};
 
 #[test]
 fn cross_check() {
-    advect::verify::assert_op::<Norm>(60);
+    advect::verify::assert_op::<Norm>(30);
 }
 
 const GROUPS: Norm = Norm { kind: NormKind::Group { groups: 4 }, eps: 1e-5, activation: Activation::Silu };

@@ -8,7 +8,7 @@ use advect::{Cpu, Dtype, Error, Isa, View, philox};
 
 #[test]
 fn cross_check() {
-    advect::verify::assert_op::<Step>(60);
+    advect::verify::assert_op::<Step>(30);
 }
 
 fn values(x: [f32; 8], noise: f32) -> Step {

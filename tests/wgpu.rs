@@ -5,7 +5,7 @@
 use advect::ops::{Resample, ResampleArgs};
 use advect::target::wgpu::{Queue, Wgpu, adapters};
 use advect::verify::{Selection, Status, required, verify};
-use advect::{Device, Dtype, Error, View};
+use advect::{Device, Dtype, Error, Tensor, View};
 use wgpu::{BufferUsages, Features, Limits};
 
 /// A device of the first adapter with chosen features and limits.
@@ -147,9 +147,28 @@ fn rules_of_wgpu_are_typed_errors() {
     assert!(error.contains("`x`: wanted a buffer with STORAGE usage"), "{error}");
     let error = run(&good, &good, 32).unwrap_err().to_string();
     assert!(error.contains("`out`: wanted a buffer other than that of `x`"), "{error}");
+    if let Some((other, _)) = open(Features::empty(), |_| ()) {
+        let foreign = buffer(&other, 256, USE);
+        let error = run(&foreign, &good, 0).unwrap_err();
+        assert!(matches!(error, Error::Driver { call: "create_bind_group", .. }), "{error}");
+    }
     let odd = buffer(&device, 255, USE);
     let error = run(&odd, &good, 0).unwrap_err().to_string();
     assert!(error.contains("multiple of 4 bytes, got 255"), "{error}");
+}
+
+#[test]
+fn memory_of_another_device_is_refused() {
+    let Some(first) = open(Features::empty(), |_| ()) else { return };
+    let Some(second) = open(Features::empty(), |_| ()) else { return };
+    let device = |(device, queue)| Device::Wgpu(Queue::new((Wgpu::from_device(device), queue)));
+    let (first, second) = (device(first), device(second));
+    let x = Tensor::new(&first, Dtype::F32, &[1, 1, 2, 2]).unwrap();
+    let mut out = Tensor::new(&second, Dtype::F32, &[1, 1, 4, 4]).unwrap();
+    let error = second.run(&Resample::Up2, ResampleArgs { x: x.view(), out: out.view_mut() }).unwrap_err();
+    assert!(error.to_string().contains("memory of this device (wgpu)"), "{error}");
+    assert!(x.to_f32(&second).is_err());
+    assert_eq!(out.to_f32(&second).unwrap(), [0.0; 16]);
 }
 
 #[test]

@@ -15,7 +15,12 @@ pub(crate) enum Choice {
     Wgpu(usize),
     /// The NVIDIA GPU of this number.
     Cuda(usize),
+    /// A simulated NVIDIA GPU of this architecture.
+    PtxSim(u32),
 }
+
+/// The architectures that kernels are compiled for.
+const ARCHITECTURES: [u32; 7] = [75, 80, 86, 89, 90, 100, 120];
 
 impl FromStr for Choice {
     type Err = String;
@@ -28,9 +33,19 @@ impl FromStr for Choice {
             "cpu" if index.is_none() => Ok(Self::Cpu),
             "wgpu" => Ok(Self::Wgpu(number()?)),
             "cuda" => Ok(Self::Cuda(number()?)),
-            _ => Err("wanted auto, cpu, wgpu, wgpu:N, cuda or cuda:N".into()),
+            "ptx-sim" => {
+                let arch = index.unwrap_or("80").parse().ok().filter(|arch| ARCHITECTURES.contains(arch));
+                arch.map(Self::PtxSim)
+                    .ok_or_else(|| format!("`{s}`: one of {ARCHITECTURES:?} follows the colon"))
+            }
+            _ => Err("wanted auto, cpu, wgpu, wgpu:N, cuda, cuda:N or ptx-sim:ARCH".into()),
         }
     }
+}
+
+/// `--threads`: few enough that they start at once.
+pub(crate) fn threads(s: &str) -> Result<usize, String> {
+    s.parse().ok().filter(|&n| n <= 512).ok_or_else(|| "wanted a number of threads from 0 to 512".into())
 }
 
 impl Choice {
@@ -44,6 +59,7 @@ impl Choice {
             Self::Cpu => Device::cpu(threads)?,
             Self::Wgpu(index) => wgpu(index)?,
             Self::Cuda(index) => cuda(index)?,
+            Self::PtxSim(arch) => ptx_sim(arch)?,
         };
         Ok(device)
     }
@@ -57,6 +73,16 @@ fn wgpu(index: usize) -> Result<Device> {
 #[cfg(not(feature = "wgpu"))]
 fn wgpu(_: usize) -> Result<Device> {
     anyhow::bail!("this advect was built without wgpu; build it with `--features wgpu`, or use --device cpu")
+}
+
+#[cfg(feature = "ptx-sim")]
+fn ptx_sim(arch: u32) -> Result<Device> {
+    Ok(Device::ptx_sim(arch)?)
+}
+
+#[cfg(not(feature = "ptx-sim"))]
+fn ptx_sim(_: u32) -> Result<Device> {
+    anyhow::bail!("this advect was built without the simulator; build it with `--features ptx-sim`")
 }
 
 #[cfg(feature = "cuda")]

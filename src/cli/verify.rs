@@ -22,7 +22,7 @@ Examples:
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
-    /// One device instead of all: auto, cpu, wgpu[:N] or cuda[:N].
+    /// One device instead of all: auto, cpu, wgpu[:N], cuda[:N] or, in a build with it, ptx-sim[:ARCH].
     #[arg(long, value_name = "D")]
     device: Option<Choice>,
     /// One op instead of all.
@@ -50,6 +50,14 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         Some(choice) => vec![choice.open(0)?],
         None => verify::devices()?,
     };
+    for face in verify::required().iter().filter(|_| args.device.is_none()) {
+        if !devices.iter().any(|d| d.face() == face) {
+            bail!("ADVECT_REQUIRE asks for {face}, and there is no such device (`advect devices` says why)");
+        }
+    }
+    if devices.is_empty() {
+        bail!("ADVECT_FACES leaves no device that is here");
+    }
     let json = match &args.json {
         Some(path) => {
             let file = File::create(path).with_context(|| format!("cannot write {}", path.display()))?;
@@ -130,7 +138,7 @@ impl Session<'_> {
             Status::Fail(_) => row.failed += 1,
             Status::Skip(_) => row.skipped += 1,
         }
-        if outcome.worst > row.worst {
+        if outcome.worst > row.worst || outcome.worst.is_nan() {
             row.worst = outcome.worst;
             row.worst_case.clone_from(&outcome.case);
         }
@@ -169,14 +177,24 @@ impl Session<'_> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", table.trim_fmt())?;
         writeln!(out, "worst: the largest error as a fraction of its bound")?;
+        for face in ["cpu", "wgpu", "cuda"] {
+            if self.args.device.is_none() && !self.devices.iter().any(|d| d.face() == face) {
+                writeln!(out, "{face}: no device, so nothing ran there (`advect devices` says why)")?;
+            }
+        }
         let total = |count: fn(&Row) -> usize| self.rows.values().map(count).sum::<usize>();
         let (passed, failed, skipped) = (total(|r| r.passed), total(|r| r.failed), total(|r| r.skipped));
         for failure in self.failures.iter().take(20) {
             let Status::Fail(why) = &failure.status else { continue };
             writeln!(out, "\nFAIL {} {} on {}: {why}", failure.op, failure.dtype, failure.device)?;
+            // A random case exists only among as many random ones of the same seed.
+            let random = match failure.case.starts_with("fuzz=") {
+                true => format!(" --fuzz {} --seed {}", self.args.fuzz, self.args.seed),
+                false => String::new(),
+            };
             writeln!(
                 out,
-                "     advect verify --op {} --dtype {} --case '{}'",
+                "     advect verify --op {} --dtype {}{random} --case '{}'",
                 failure.op, failure.dtype, failure.case
             )?;
         }

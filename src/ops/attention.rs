@@ -104,7 +104,9 @@ const BLOCK_M: u32 = 64;
 /// Dynamic shared memory that a CUDA block gets without asking, and more than which costs occupancy.
 const SHARED_DEFAULT: u32 = 48 << 10;
 
-impl Op for Attention {
+// SAFETY: every kernel stays inside the extents of its operands: the cross-check runs each of them between
+// fences of NaN, and on a simulator that checks every access.
+unsafe impl Op for Attention {
     const NAME: &'static str = NAME;
     const CUDA: &'static str = include_str!("../../kernels/attention.cu");
     const WGSL: &'static str = include_str!("../../shaders/attention.wgsl");
@@ -113,8 +115,10 @@ impl Op for Attention {
 
     fn check<I, O>(&self, args: &AttentionArgs<I, O>) -> Result<AttentionParams> {
         let AttentionArgs { q, k, v, out } = args;
-        if !self.softmax_scale.is_finite() {
-            return Err(Error::argument(NAME, "softmax_scale", "a finite number", self.softmax_scale));
+        // Kernels work in powers of two: the scale times log2(e) must be a number too.
+        if !(self.softmax_scale * std::f32::consts::LOG2_E).is_finite() {
+            let wanted = "a number that stays finite times log2(e)";
+            return Err(Error::argument(NAME, "softmax_scale", wanted, self.softmax_scale));
         }
         check::one_dtype(NAME, args, &[])?;
         check::rank(NAME, "q", q, &["b", "h", "nq", "d"])?;
@@ -193,7 +197,7 @@ impl Op for Attention {
         Cost { flops: 4.0 * pairs * nq * nk * d, bytes: 2.0 * pairs * (nq + nk) * d * size }
     }
 
-    fn cpu(&self, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
         crate::cpu::attention::run(p, args, cpu);
     }
 

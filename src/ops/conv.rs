@@ -181,7 +181,9 @@ impl Conv {
     }
 }
 
-impl Op for Conv {
+// SAFETY: every kernel stays inside the extents of its operands: the cross-check runs each of them between
+// fences of NaN, and on a simulator that checks every access.
+unsafe impl Op for Conv {
     const NAME: &'static str = NAME;
     const CUDA: &'static str = include_str!("../../kernels/conv.cu");
     const WGSL: &'static str = include_str!("../../shaders/conv.wgsl");
@@ -300,7 +302,7 @@ impl Op for Conv {
         Cost { flops: 2.0 * total * c_in * taps, bytes: elements * size }
     }
 
-    fn cpu(&self, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
         crate::cpu::conv::run(*self, p, args, cpu);
     }
 

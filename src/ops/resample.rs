@@ -58,7 +58,9 @@ crate::params! {
 
 const NAME: &str = "resample";
 
-impl Op for Resample {
+// SAFETY: every kernel stays inside the extents of its operands: the cross-check runs each of them between
+// fences of NaN, and on a simulator that checks every access.
+unsafe impl Op for Resample {
     const NAME: &'static str = NAME;
     const CUDA: &'static str = include_str!("../../kernels/resample.cu");
     const WGSL: &'static str = include_str!("../../shaders/resample.wgsl");
@@ -116,7 +118,7 @@ impl Op for Resample {
         }
     }
 
-    fn cpu(&self, p: &ResampleParams, args: ResampleArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &ResampleParams, args: ResampleArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
         crate::cpu::resample::run(*self, p, args, cpu);
     }
 

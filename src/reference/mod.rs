@@ -89,7 +89,9 @@ pub fn activate(activation: Activation, (z, error): (f64, f64)) -> (f64, f64) {
         Activation::None => (z, error),
         Activation::Silu => {
             let y = z / (1.0 + (-z).exp());
-            (y, 1.13 * error + y.abs() * (8.0 + 4.0 * z.abs().min(88.0)) * U + 1e-36)
+            // Kernels stop the exponential at e^88 or thereabouts, where SiLU is |z| e^-88 or less.
+            let stopped = z.abs() * 1e-38;
+            (y, 1.13 * error + y.abs() * (8.0 + 4.0 * z.abs().min(88.0)) * U + stopped)
         }
         Activation::Gelu => {
             let y = 0.5 * z * (1.0 + erf(z * std::f64::consts::FRAC_1_SQRT_2));

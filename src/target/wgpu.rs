@@ -369,11 +369,17 @@ impl Wgpu {
             entries.push(wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() });
         }
         let kernel = self.kernel::<T>(&plan, signature)?;
+        // A buffer of another device, or a destroyed one, is found out here.
+        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::Validation);
         let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
             label: Some(plan.entry),
             layout: &kernel.bindings,
             entries: &entries,
         });
+        if let Some(error) = pollster::block_on(scope.pop()) {
+            let (target, call) = (self.0.caps.name.clone(), "create_bind_group");
+            return Err(Error::Driver { target, call, message: error.to_string() });
+        }
         let immediates = immediate.then_some(bytes);
         launches.push(Launch { kernel, group, immediates, grid: plan.grid });
         Ok(())

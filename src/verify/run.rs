@@ -75,7 +75,6 @@ pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut
             case.name = format!("fuzz={i} seed={} {}", selection.seed, case.name);
             case
         });
-        let random: Vec<_> = random.collect();
         for case in T::cases(dtype).into_iter().chain(random) {
             if selection.case.as_ref().is_some_and(|wanted| !case.name.contains(wanted.as_str())) {
                 continue;

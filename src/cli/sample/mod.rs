@@ -9,7 +9,7 @@ mod tests;
 mod unet;
 mod workspace;
 
-use super::device::Choice;
+use super::device::{Choice, threads};
 use advect::solver::Method;
 use advect::{Device, Dtype};
 use anyhow::{Context, Result, ensure};
@@ -51,7 +51,7 @@ pub(crate) struct SampleArgs {
     /// Digits to draw, as single ones and ranges: 0-9 or 3,1,4.
     #[arg(long, default_value = "0-9")]
     labels: Labels,
-    /// How many images; the labels repeat. By default 80, or one of each label given.
+    /// How many images; the labels repeat. By default 80 for all ten digits, else one of each label given.
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: Option<u32>,
     /// Seed of the noise. Image k of a seed is the same whatever the count and the device, up to rounding.
@@ -64,7 +64,7 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_name = "FILE", default_value = "digits.png")]
     out: PathBuf,
     /// Threads of the CPU; 0 is one a core.
-    #[arg(long, value_name = "N", default_value_t = 0)]
+    #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
     threads: usize,
     /// Classify the samples with the bundled classifier and print how many are what they should be.
     #[arg(long)]

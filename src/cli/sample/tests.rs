@@ -164,7 +164,7 @@ fn velocities_are_the_golden_ones_at_every_time() {
     let d = Description::bundled().unwrap();
     for device in devices() {
         // A software adapter takes its time: fewer images there.
-        let n = if device.face() == "cpu" { 16 } else { 4 };
+        let n = if device.face() == "cpu" { 16 } else { 2 };
         let name = device.name();
         let mut unet = Unet::new(device, Dtype::F32, &d, &Weights::bundled_flow().unwrap(), 2 * n).unwrap();
         let labels = golden.labels();
@@ -197,7 +197,7 @@ fn trajectories_end_where_the_golden_ones_do() {
     let golden = Golden::open("samples");
     let d = Description::bundled().unwrap();
     for device in devices() {
-        let n = if device.face() == "cpu" { 16 } else { 2 };
+        let n = if device.face() == "cpu" { 16 } else { 1 };
         for method in Method::ALL {
             for (guidance, name) in [(1.0, "cond"), (1.5, "cfg1.5")] {
                 let recipe = Recipe { method, steps: 10, guidance };

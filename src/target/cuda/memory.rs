@@ -59,6 +59,11 @@ impl Buffer {
         self.memory.bytes as usize
     }
 
+    /// Whether it was allocated by this device (or a clone of it).
+    pub fn is_of(&self, cuda: &Cuda) -> bool {
+        std::sync::Arc::ptr_eq(&self.cuda.0, &cuda.0)
+    }
+
     /// All of it.
     ///
     /// # Safety
