@@ -1,19 +1,25 @@
-"""The digits model of models/digits in PyTorch on the CPU: the peer that `advect sample` is measured against.
+"""The digits model of models/digits in PyTorch on the CPU, and `advect sample` in turn with it.
 
-    OMP_NUM_THREADS=2 python benches/torch_digits.py [--runs 5] [--variants eager,channels_last,compile]
+    cargo build --release
+    OMP_NUM_THREADS=2 python benches/torch_digits.py --advect target/release/advect
 
-Draws 80 digits (0-9 eight times) with Heun, 10 steps, guidance 1.5, in f32, and prints one JSON line a
-variant: the time of the whole ODE solve (`ms` median, `ms_min` best of the runs), processor time of all
-threads (`cpu_ms_min`), and time per image. Weights
-are loaded, and each variant is run once, before the clock starts. The guided velocity is one batch of
-2 x 80, the faster of the two ways in PyTorch too (`--separate` makes two calls of 80).
-Needs torch, numpy and safetensors.
+Draws 80 digits (0-9 eight times) with Heun, 10 steps, guidance 1.5, in f32. Every round runs each variant
+of PyTorch and advect once, one after the other, so that what else the machine does falls on all alike.
+Prints one JSON line a variant: time of the whole solve (`ms` median, `ms_min` best of the rounds) and, on
+a machine that others use too, processor time of all threads (`cpu_ms_min`; for advect with its start).
+Weights are loaded, and PyTorch's variants run once, before the clock starts. The guided velocity is one
+batch of 2 x 80, which is PyTorch's faster way too (`--separate` makes two calls of 80).
+Needs torch, numpy and safetensors; `compile` needs g++.
 """
 import argparse
 import json
 import os
+import re
+import resource
 import statistics
+import subprocess
 import sys
+import tempfile
 import time
 
 import torch
@@ -43,47 +49,84 @@ def velocity(net, labels, guidance, layout, separate):
     return f
 
 
+def torch_variant(name, a):
+    """A function that samples once and returns (milliseconds, milliseconds of processor time)."""
+    net = FlowUNet()
+    net.load_state_dict({k: v.float() for k, v in load_file(f"{MODEL}/digits-flow.safetensors").items()})
+    net.eval()
+    layout = torch.contiguous_format
+    if name.endswith("channels_last"):
+        layout = torch.channels_last
+        net = net.to(memory_format=layout)
+    run = net
+    if name.startswith("compile"):
+        run = torch.compile(net)
+        run.cfg = net.cfg
+    labels = torch.arange(a.count) % 10
+    x0 = torch.randn((a.count, 1, 28, 28), generator=torch.Generator().manual_seed(0))
+    f = velocity(run, labels, a.guidance, layout, a.separate)
+
+    def once():
+        with torch.no_grad():
+            start, used = time.perf_counter(), time.process_time()
+            heun(f, x0, a.steps)
+            return 1e3 * (time.perf_counter() - start), 1e3 * (time.process_time() - used)
+
+    with torch.no_grad():
+        heun(f, x0, 1)
+    return once
+
+
+def advect_variant(a):
+    """The same for `advect sample`, which prints the time of its solve."""
+    def once():
+        with tempfile.TemporaryDirectory() as folder:
+            command = [a.advect, "sample", "--device", "cpu", "--threads", str(a.threads), "--count", str(a.count),
+                       "--solver", "heun", "--steps", str(a.steps), "--guidance", str(a.guidance),
+                       "--out", os.path.join(folder, "digits.png")]
+            before = resource.getrusage(resource.RUSAGE_CHILDREN)
+            text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+            after = resource.getrusage(resource.RUSAGE_CHILDREN)
+        used = after.ru_utime + after.ru_stime - before.ru_utime - before.ru_stime
+        return 1e3 * float(re.search(r"^time +([0-9.]+) s", text, re.M)[1]), 1e3 * used
+
+    return once
+
+
 def main():
     p = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    p.add_argument("--advect", help="the advect executable; without it PyTorch alone is measured")
     p.add_argument("--count", type=int, default=80)
     p.add_argument("--steps", type=int, default=10)
     p.add_argument("--guidance", type=float, default=1.5)
     p.add_argument("--threads", type=int, default=2)
-    p.add_argument("--runs", type=int, default=5)
+    p.add_argument("--rounds", type=int, default=5)
     p.add_argument("--variants", default="eager,channels_last,compile,compile_channels_last")
     p.add_argument("--separate", action="store_true")
     a = p.parse_args()
     torch.set_num_threads(a.threads)
 
-    labels = torch.arange(a.count) % 10
-    x0 = torch.randn((a.count, 1, 28, 28), generator=torch.Generator().manual_seed(0))
-    for variant in a.variants.split(","):
-        net = FlowUNet()
-        net.load_state_dict({k: v.float() for k, v in load_file(f"{MODEL}/digits-flow.safetensors").items()})
-        net.eval()
-        layout = torch.contiguous_format
-        if variant.endswith("channels_last"):
-            layout = torch.channels_last
-            net = net.to(memory_format=layout)
-        run = net
-        if variant.startswith("compile"):
-            run = torch.compile(net)
-            run.cfg = net.cfg
-        f = velocity(run, labels, a.guidance, layout, a.separate)
-        times, cpu = [], []
-        with torch.no_grad():
-            heun(f, x0, 1)
-            for _ in range(a.runs):
-                start, used = time.perf_counter(), time.process_time()
-                heun(f, x0, a.steps)
-                times.append(1e3 * (time.perf_counter() - start))
-                cpu.append(1e3 * (time.process_time() - used))
-        ms = statistics.median(times)
-        print(json.dumps({"framework": "torch", "version": torch.__version__, "id": f"digits_heun{a.steps}_x{a.count}",
-                          "variant": variant + ("_separate" if a.separate else ""), "dtype": "f32",
-                          "threads": a.threads, "ms": round(ms, 2), "ms_min": round(min(times), 2), "n": len(times),
-                          "cpu_ms_min": round(min(cpu), 2), "ms_per_image": round(min(times) / a.count, 3)}),
-              flush=True)
+    runs = {("torch", name): torch_variant(name, a) for name in a.variants.split(",")}
+    if a.advect:
+        runs["advect", "cpu"] = advect_variant(a)
+    times = {key: [] for key in runs}
+    for _ in range(a.rounds):
+        for key, once in runs.items():
+            times[key].append(once())
+            print(" ".join(key), "%.0f ms, %.0f ms of processor time" % times[key][-1], file=sys.stderr, flush=True)
+    best = {}
+    for (framework, variant), rows in times.items():
+        ms, cpu = [r[0] for r in rows], [r[1] for r in rows]
+        so_far = best.get(framework, (ms[0], cpu[0]))
+        best[framework] = min(so_far[0], *ms), min(so_far[1], *cpu)
+        print(json.dumps({"framework": framework, "id": f"digits_heun{a.steps}_x{a.count}", "kind": "sample",
+                          "variant": variant, "dtype": "f32", "threads": a.threads,
+                          "ms": round(statistics.median(ms), 2), "ms_min": round(min(ms), 2), "n": len(ms),
+                          "cpu_ms_min": round(min(cpu), 2)}))
+    if a.advect:
+        wall, cpu = (ours / theirs for ours, theirs in zip(best["advect"], best["torch"]))
+        print(f"of PyTorch's best (torch {torch.__version__}), advect takes {wall:.2f} of the time "
+              f"and {cpu:.2f} of the processor time")
 
 
 if __name__ == "__main__":
