@@ -1,6 +1,7 @@
 //! The commands. Each is a module with its arguments and a `run`.
 
 mod bench;
+mod counters;
 mod device;
 mod devices;
 mod kernels;
