@@ -13,6 +13,7 @@ use crate::source::{self, Variant};
 use crate::view::Memory;
 use ptx_sim::{Counters, Gpu, Launch, Module, Schedule};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// What one launch executed and moved.
@@ -97,6 +98,15 @@ impl PtxSim {
     /// [`Error::Driver`] when the bytes do not fit.
     pub fn write(&self, buffer: &mut Buffer, bytes: &[u8]) -> Result<()> {
         lock(&self.0.gpu).write(buffer.address, bytes).map_err(|e| self.failed("write", e))
+    }
+
+    /// Makes bytes of a buffer count as never written, so that a kernel that reads them is at fault.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when they are not all in the buffer.
+    pub fn forget(&self, buffer: &mut Buffer, bytes: Range<usize>) -> Result<()> {
+        let at = buffer.address + bytes.start as u64;
+        lock(&self.0.gpu).forget(at, bytes.len()).map_err(|e| self.failed("forget", e))
     }
 
     /// Reads a buffer from its start.

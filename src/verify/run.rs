@@ -144,7 +144,15 @@ pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<V
     for operand in prepared.args.each() {
         match operand.side {
             Side::Input(None) => {}
-            Side::Input(Some(view)) => inputs.push(upload(view)?),
+            Side::Input(Some(view)) => {
+                #[cfg_attr(not(feature = "ptx-sim"), expect(unused_mut, reason = "only simulators forget"))]
+                let mut storage = upload(view)?;
+                #[cfg(feature = "ptx-sim")]
+                for bytes in super::judge::gaps(view) {
+                    device.forget(&mut storage, bytes)?;
+                }
+                inputs.push(storage);
+            }
             Side::Output(view) => outputs.push(upload(view)?),
         }
     }

@@ -86,7 +86,7 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
         })
         .collect();
     if !args.report {
-        let runner = Runner::new(found, &store)?;
+        let runner = Runner::new(found, &sources, &store)?;
         let new = all(&runner, &work, &journal, args.jobs.max(1))?;
         known.extend(new.into_iter().map(|k| (key_of(&k), k)));
     }

@@ -31,6 +31,7 @@ struct Count {
     noticed: usize,
     harmless: usize,
     open: usize,
+    same: usize,
     refused: usize,
     unknown: usize,
 }
@@ -40,6 +41,7 @@ impl Count {
         self.noticed += other.noticed;
         self.harmless += other.harmless;
         self.open += other.open;
+        self.same += other.same;
         self.refused += other.refused;
         self.unknown += other.unknown;
     }
@@ -50,13 +52,16 @@ impl Count {
     }
 
     fn row(&self, name: &str) -> String {
-        let Self { noticed, harmless, open, refused, .. } = *self;
+        let Self { noticed, harmless, open, same, refused, .. } = *self;
         let ran = noticed + harmless + open;
-        format!("| {name} | {ran} | {noticed} | {:.1} % | {harmless} | {open} | {refused} |\n", self.share())
+        format!(
+            "| {name} | {ran} | {noticed} | {:.1} % | {harmless} | {open} | {same} | {refused} |\n",
+            self.share()
+        )
     }
 }
 
-const HEADER: &str = "| | ran | noticed | share | harmless | not explained | refused by the compiler |\n|---|---|---|---|---|---|---|\n";
+const HEADER: &str = "| | ran | noticed | share | harmless | not explained | same code | refused |\n|---|---|---|---|---|---|---|---|\n";
 
 /// Writes the report and prints its sums.
 pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<()> {
@@ -74,6 +79,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
             match known.get(&key(source, &mutant)) {
                 None => one.unknown = 1,
                 Some(k) if k.fate == Fate::Refused => one.refused = 1,
+                Some(k) if k.fate == Fate::Same => one.same = 1,
                 Some(k) if k.fate == Fate::Noticed => one.noticed = 1,
                 Some(k) => {
                     let reason = reasons
@@ -122,7 +128,8 @@ fn page(
          ops that contain the file runs on it, CUDA on the PTX simulator (sm_75, sm_80, sm_100, a different order of\n\
          warps on each), WGSL on SwiftShader and lavapipe, with the listed cases and 30 random ones a dtype.\n\
          `noticed`: a case failed. `harmless`: survived, and the reason stands below.\n\
-         `refused`: no program at all. The share counts harmless ones as not noticed.\n\n",
+         The share counts harmless ones as not noticed. Left out of it: `same code`, which compiles to the PTX of\n\
+         the unchanged file in every variant, and `refused`, which does not compile.\n\n",
     );
     if total.unknown > 0 {
         writeln!(page, "**Unfinished: {} mutants have not run.**\n", total.unknown)?;
