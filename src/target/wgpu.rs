@@ -21,8 +21,8 @@
 //! ```
 //!
 //! Params travel as immediates where the device was made with `Features::IMMEDIATES` and they fit, and
-//! otherwise in a small uniform buffer made per launch, which is then the one allocation of a launch
-//! besides its bind group.
+//! otherwise in a small uniform buffer. [`Within::run`] makes it, and a bind group, for each launch; a host that
+//! records the same loop again and again makes them once, with [`Wgpu::prepare`], and then allocates nothing.
 
 mod queue;
 
@@ -187,6 +187,21 @@ impl Wgpu {
         self.kernel::<T>(&plan, signature).map(drop)
     }
 
+    /// Validates one op, compiles its kernel and makes what its launch needs, so that recording it, as often as
+    /// the host likes, allocates nothing and cannot fail.
+    ///
+    /// # Errors
+    /// As [`Within::run`].
+    pub fn prepare<'b, T: Op>(
+        &self,
+        op: &T,
+        args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+    ) -> Result<Prepared> {
+        let mut launches = Vec::new();
+        self.launches(op, args, &mut launches)?;
+        Ok(Prepared(launches))
+    }
+
     /// The pipeline of a plan, compiled at its first use.
     fn kernel<T: Op>(&self, plan: &Plan, signature: Signature) -> Result<Arc<Kernel>> {
         let variant = Variant::new::<T>(plan, signature);
@@ -284,12 +299,24 @@ impl Within<'_, '_> {
         op: &T,
         args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
     ) -> Result<()> {
-        let mut launches = Vec::new();
-        self.wgpu.prepare(op, args, &mut launches)?;
-        for launch in launches {
-            launch.record(self.pass);
-        }
+        self.wgpu.prepare(op, args)?.record(self.pass);
         Ok(())
+    }
+}
+
+/// A validated call with all that its dispatches need. It keeps the buffers that it was made over alive.
+pub struct Prepared(Vec<Launch>);
+
+impl Prepared {
+    /// Records the call. The pass is of the device that the call was prepared for.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        self.0.iter().for_each(|launch| launch.record(pass));
+    }
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared").field("dispatches", &self.0.len()).finish_non_exhaustive()
     }
 }
 
@@ -302,7 +329,7 @@ struct Launch {
 }
 
 impl Launch {
-    fn record(self, pass: &mut wgpu::ComputePass<'_>) {
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.kernel.pipeline);
         pass.set_bind_group(0, &self.group, &[]);
         if let Some(bytes) = &self.immediates {
@@ -314,7 +341,7 @@ impl Launch {
 
 impl Wgpu {
     /// Validates, plans and compiles a call, cut into as many launches as the binding limit asks for.
-    fn prepare<'b, T: Op>(
+    fn launches<'b, T: Op>(
         &self,
         op: &T,
         args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
@@ -333,8 +360,8 @@ impl Wgpu {
                     target: self.0.caps.name.clone(),
                 });
             };
-            self.prepare(op, cut(op, &args, 0..batch / 2)?, launches)?;
-            return self.prepare(&op.starting_at(batch / 2), cut(op, &args, batch / 2..batch)?, launches);
+            self.launches(op, cut(op, &args, 0..batch / 2)?, launches)?;
+            return self.launches(&op.starting_at(batch / 2), cut(op, &args, batch / 2..batch)?, launches);
         }
         let plan = op.plan(&params, &signature, &self.0.caps)?;
         if plan.grid.contains(&0) {

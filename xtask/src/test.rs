@@ -57,6 +57,10 @@ pub(crate) fn test() -> Result<()> {
             run(&mut on(command, &found, &found.swiftshader, faces))
         })?;
     }
+    steps.step("host: an engine on wgpu", || {
+        let run_it = cargo("run --quiet --package advect-host-wgpu-engine");
+        run(&mut on(run_it, &found, &found.swiftshader, "wgpu"))
+    })?;
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;

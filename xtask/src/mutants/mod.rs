@@ -31,7 +31,7 @@ pub(crate) struct MutantsArgs {
     /// Mutants at once
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Run survivors again: after cases were added
+    /// Run survivors again, CUDA on sm_75 and sm_100 too: after cases were added
     #[arg(long)]
     survivors: bool,
     /// Only write the report from what is known
@@ -87,7 +87,7 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
         .collect();
     if !args.report {
         let runner = Runner::new(found, &sources, &store)?;
-        let new = all(&runner, &work, &journal, args.jobs.max(1))?;
+        let new = all(&runner, &work, &journal, args)?;
         known.extend(new.into_iter().map(|k| (key_of(&k), k)));
     }
     report::write(&sources, &known)
@@ -112,7 +112,12 @@ fn read(journal: &Path) -> Result<HashMap<Key, Known>> {
     Ok(lines.map(|k| (key_of(&k), k)).collect())
 }
 
-fn all(runner: &Runner, work: &[(&Source, Mutant)], journal: &Path, jobs: usize) -> Result<Vec<Known>> {
+fn all(
+    runner: &Runner,
+    work: &[(&Source, Mutant)],
+    journal: &Path,
+    args: &MutantsArgs,
+) -> Result<Vec<Known>> {
     let file = std::fs::OpenOptions::new().create(true).append(true).open(journal);
     let file = Mutex::new(file.with_context(|| format!("cannot write {}", journal.display()))?);
     let style = ProgressStyle::with_template("{pos}/{len} [{elapsed_precise}, {eta} left] {msg}")?;
@@ -120,7 +125,7 @@ fn all(runner: &Runner, work: &[(&Source, Mutant)], journal: &Path, jobs: usize)
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = |job: usize| -> Result<()> {
         while let Some((source, mutant)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let ran = runner.run(job, source, mutant)?;
+            let ran = runner.run(job, source, mutant, args.survivors)?;
             let known = Known {
                 path: source.path.clone(),
                 file_hash: source.hash(),
@@ -147,7 +152,7 @@ fn all(runner: &Runner, work: &[(&Source, Mutant)], journal: &Path, jobs: usize)
         Ok(())
     };
     std::thread::scope(|scope| {
-        let workers: Vec<_> = (0..jobs).map(|job| scope.spawn(move || worker(job))).collect();
+        let workers: Vec<_> = (0..args.jobs.max(1)).map(|job| scope.spawn(move || worker(job))).collect();
         workers.into_iter().try_for_each(|w| w.join().expect("a worker does not panic"))
     })?;
     bar.finish_and_clear();

@@ -125,8 +125,8 @@ fn page(
     let mut page = String::from(
         "# Mutation report\n\n\
          Made by `cargo xtask mutants`. Each mutant is a kernel file with one mistake in it; the cross-check of the\n\
-         ops that contain the file runs on it, CUDA on the PTX simulator (sm_75, sm_80, sm_100, a different order of\n\
-         warps on each), WGSL on SwiftShader and lavapipe, with the listed cases and 30 random ones a dtype.\n\
+         ops that contain the file runs on it, CUDA on the PTX simulator as sm_80 (what survived there also as sm_75 and\n\
+         sm_100), WGSL on SwiftShader and lavapipe, with the listed cases and 30 random ones a dtype.\n\
          `noticed`: a case failed. `harmless`: survived, and the reason stands below.\n\
          The share counts harmless ones as not noticed. Left out of it: `same code`, which compiles to the PTX of\n\
          the unchanged file in every variant, and `refused`, which does not compile.\n\n",

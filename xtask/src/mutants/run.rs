@@ -55,7 +55,8 @@ impl Runner {
     pub(crate) fn new(found: &Found, sources: &[Source], store: &Path) -> Result<Self> {
         step::run(&mut cargo("build --quiet --release --features ptx-sim"))?;
         let store = store.canonicalize().context("the store is not there")?;
-        let advect = store.join("advect");
+        // A name of its own for every run: one before it may still be there.
+        let advect = store.join(format!("advect-{}", std::process::id()));
         std::fs::copy(step::target().join("release/advect"), &advect).context("the build left no program")?;
         Ok(Self {
             advect,
@@ -70,21 +71,24 @@ impl Runner {
         })
     }
 
-    /// Runs every case on every device of the file's language, until one fails.
-    pub(crate) fn run(&self, job: usize, source: &Source, mutant: &Mutant) -> Result<Ran> {
+    /// Runs every case on the devices of the file's language, until one fails: CUDA on sm_80, and with `again`
+    /// on sm_75 and sm_100 too.
+    pub(crate) fn run(&self, job: usize, source: &Source, mutant: &Mutant, again: bool) -> Result<Ran> {
         let start = Instant::now();
         let folder = self.store.join(format!("job{job}"));
         let file = folder.join(&source.path);
         let cache = folder.join("cache");
         std::fs::create_dir_all(file.parent().unwrap_or(&folder))?;
         std::fs::write(&file, mutant.apply(&source.text))?;
-        let stages: &[Stage] = if source.path.ends_with(".wgsl") {
-            &self.drivers.each_ref().map(|driver| Stage { device: "wgpu", driver: Some(driver) })
+        let stages: Vec<Stage> = if source.path.ends_with(".wgsl") {
+            self.drivers.iter().map(|driver| Stage { device: "wgpu", driver: Some(driver) }).collect()
         } else {
-            &["ptx-sim:80", "ptx-sim:75", "ptx-sim:100"].map(|device| Stage { device, driver: None })
+            let devices =
+                ["ptx-sim:80", "ptx-sim:75", "ptx-sim:100"].map(|device| Stage { device, driver: None });
+            devices.into_iter().take(if again { 3 } else { 1 }).collect()
         };
         let mut ran = (Fate::Survived, String::new());
-        'all: for stage in stages {
+        'all: for stage in &stages {
             for op in &source.ops {
                 ran = self.verify(stage, op, &folder, &cache)?;
                 if ran.0 != Fate::Survived {
