@@ -227,18 +227,21 @@ impl<'a> File<'a> {
             let inner = self.span(tokens.clone());
             format!("({}) + 1", &self.text[inner])
         };
-        if word == "[" && !self.declares(i) {
-            if let Some(close) = self.close(i).filter(|&c| c > i + 1) {
-                self.push(all, Kind::Index, i + 1..close, shifted(i + 1..close));
-            }
+        if word == "["
+            && !self.declares(i)
+            && let Some(close) = self.close(i).filter(|&c| c > i + 1)
+        {
+            self.push(all, Kind::Index, i + 1..close, shifted(i + 1..close));
         }
         // WGSL's accessors of operands: the element's number comes first.
         let accessor = ["load_", "store_", "store2_"].iter().any(|p| word.starts_with(p));
-        if accessor && self.token(i + 1) == "(" && self.token(i.wrapping_sub(1)) != "fn" {
-            if let Some(close) = self.close(i + 1).filter(|&c| c > i + 2) {
-                let first = self.arguments(i + 1, close)[0].clone();
-                self.push(all, Kind::Index, first.clone(), shifted(first));
-            }
+        if accessor
+            && self.token(i + 1) == "("
+            && self.token(i.wrapping_sub(1)) != "fn"
+            && let Some(close) = self.close(i + 1).filter(|&c| c > i + 2)
+        {
+            let first = self.arguments(i + 1, close)[0].clone();
+            self.push(all, Kind::Index, first.clone(), shifted(first));
         }
     }
 
