@@ -2,7 +2,7 @@
 
 use advect::ops::{
     Activation, Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Noise, Norm,
-    NormArgs, NormKind, Resample, ResampleArgs, Step,
+    NormArgs, NormKind, Resample, ResampleArgs, Step, StepArgs,
 };
 use advect::{Device, Dtype, Tensor, View};
 use anyhow::{Result, anyhow, bail, ensure};
