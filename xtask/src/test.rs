@@ -61,6 +61,10 @@ pub(crate) fn test() -> Result<()> {
         let run_it = cargo("run --quiet --package advect-host-wgpu-engine");
         run(&mut on(run_it, &found, &found.swiftshader, "wgpu"))
     })?;
+    steps.step("host: CUDA graphs", || {
+        let run_it = cargo("run --quiet --package advect-host-cuda-graph");
+        run(&mut on(run_it, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
+    })?;
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;
