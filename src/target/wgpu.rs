@@ -35,6 +35,7 @@ use crate::view::{Memory, View};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 impl Memory for &wgpu::Buffer {
@@ -60,6 +61,8 @@ struct Shared {
     nothing: wgpu::Buffer,
     offset_alignment: u64,
     kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
+    /// Whether the device is known to be lost. WebGPU lets calls on a lost device do nothing, in silence.
+    lost: Arc<AtomicBool>,
 }
 
 struct Kernel {
@@ -119,10 +122,13 @@ impl Wgpu {
             remedy: "install a Vulkan driver (mesa-vulkan-drivers has a software one) or use the cpu".into(),
         })?;
         let (device, queue) = open(adapter)?;
-        Ok((Self::from_device(device), queue))
+        let wgpu = Self::from_device(device);
+        let lost = wgpu.0.lost.clone();
+        wgpu.device().set_device_lost_callback(move |_, _| lost.store(true, Ordering::Relaxed));
+        Ok((wgpu, queue))
     }
 
-    /// Borrows the host's device. Kernels use f16, subgroups and immediates as far as the device was made
+    /// Borrows the host's device, whose callback for its loss stays the host's. Kernels use f16, subgroups and immediates as far as the device was made
     /// with those features, and stay within the limits that it was made with.
     pub fn from_device(device: wgpu::Device) -> Self {
         let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
@@ -158,8 +164,8 @@ impl Wgpu {
             mapped_at_creation: false,
         });
         let offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        let kernels = Mutex::default();
-        Self(Arc::new(Shared { device, caps, nothing, offset_alignment, kernels }))
+        let (kernels, lost) = (Mutex::default(), Arc::default());
+        Self(Arc::new(Shared { device, caps, nothing, offset_alignment, kernels, lost }))
     }
 
     /// What the device can do.
@@ -170,6 +176,29 @@ impl Wgpu {
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.0.device
+    }
+
+    /// Fails when the device is known to be lost.
+    fn alive(&self, call: &'static str) -> Result<()> {
+        if !self.0.lost.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let message = "the device is lost; open it anew".into();
+        Err(Error::Driver { target: self.0.caps.name.clone(), call, message })
+    }
+
+    /// Finds out whether the device is lost: a buffer made on a lost one has no memory to show.
+    fn probe(&self, call: &'static str) -> Result<()> {
+        let probe = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("advect probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        });
+        if probe.get_mapped_range(..).is_err() {
+            self.0.lost.store(true, Ordering::Relaxed);
+        }
+        self.alive(call)
     }
 
     /// Launches into the host's pass. The host ends the pass and submits.
@@ -349,6 +378,7 @@ impl Wgpu {
     ) -> Result<()> {
         let (params, signature) = op::prepare(op, &args)?;
         usable::<T>(&args)?;
+        self.alive("launch")?;
         if let Some((arg, bytes)) = self.too_large::<T>(&args) {
             let Some(batch) = batch_of(op, &args).filter(|&b| b > 1) else {
                 return Err(Error::Limit {
