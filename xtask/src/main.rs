@@ -1,6 +1,7 @@
 //! Set-up and chores of advect.
 
 mod kernels;
+mod licences;
 mod mutants;
 mod setup;
 mod step;

@@ -1,8 +1,8 @@
 //! Everything that must hold before a commit lands: `cargo xtask test`.
 
-use crate::kernels;
 use crate::setup::{self, Found};
 use crate::step::{self, Steps, cargo, run};
+use crate::{kernels, licences};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
@@ -25,6 +25,7 @@ pub(crate) fn test() -> Result<()> {
     })?;
     let Some(found) = found else { return Ok(()) };
     steps.step("format", || run(&mut cargo("fmt --all --check")))?;
+    steps.step("licences", licences::licences)?;
     for (name, flags) in FEATURES {
         steps.step(&format!("lints: {name}"), || {
             run(cargo("clippy --quiet --all-targets")
