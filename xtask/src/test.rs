@@ -7,10 +7,11 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// The feature sets that must build, lint clean and test: both, each alone, none.
-const FEATURES: [(&str, &str); 4] = [
+/// The feature sets that must build, lint clean and test: all, each alone, none.
+const FEATURES: [(&str, &str); 5] = [
     ("default features and the simulator", "--workspace --features advect/ptx-sim"),
     ("no features", "--package advect --no-default-features"),
+    ("the command line alone", "--package advect --no-default-features --features cli"),
     ("cuda alone", "--package advect --no-default-features --features cuda"),
     ("wgpu alone", "--package advect --no-default-features --features wgpu"),
 ];
