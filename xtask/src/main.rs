@@ -3,6 +3,7 @@
 mod kernels;
 mod licences;
 mod mutants;
+mod package;
 mod setup;
 mod step;
 mod test;
@@ -30,6 +31,8 @@ enum Chore {
         #[arg(long)]
         cover: bool,
     },
+    /// Pack the crates as they would be published, build and test what was packed
+    Package,
     /// Plant one mistake after the other in the kernels and see whether the cross-check notices (hours)
     Mutants(mutants::MutantsArgs),
 }
@@ -39,6 +42,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::setup().map(|found| println!("{found}")),
         Chore::Test => test::test(),
         Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),
+        Chore::Package => package::package(true),
         Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),
     };
     match result {

@@ -2,7 +2,7 @@
 
 use crate::setup::{self, Found};
 use crate::step::{self, Steps, cargo, run};
-use crate::{kernels, licences};
+use crate::{kernels, licences, package};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
@@ -71,6 +71,8 @@ pub(crate) fn test() -> Result<()> {
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    steps.step("minimum Rust version", minimum_rust)?;
+    steps.step("package", || package::package(false))?;
     steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
     steps.summary();
     Ok(())
@@ -103,4 +105,24 @@ fn device_tests() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The oldest Rust that is promised checks everything, unless it is the one that has just done so.
+fn minimum_rust() -> Result<()> {
+    let promised = env!("CARGO_PKG_RUST_VERSION");
+    let output = Command::new("rustc").arg("--version").output()?;
+    let active = String::from_utf8_lossy(&output.stdout).into_owned();
+    let active = active.split_whitespace().nth(1).unwrap_or_default();
+    if active.starts_with(promised) {
+        println!("this is Rust {active}: all steps ran on it");
+        return Ok(());
+    }
+    let toolchain = format!("+{promised}");
+    if !Command::new("cargo").args([&toolchain, "--version"]).output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: `rustup toolchain install {promised}` gets the oldest Rust that is promised");
+        return Ok(());
+    }
+    let mut command = Command::new("cargo");
+    command.args([&toolchain, "check", "--quiet", "--package", "advect", "--all-features", "--all-targets"]);
+    run(command.current_dir(step::root()))
 }
