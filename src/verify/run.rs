@@ -190,7 +190,7 @@ pub fn devices() -> Result<Vec<Device>> {
     }
     #[cfg(feature = "wgpu")]
     if chosen("wgpu") {
-        all.extend(Device::wgpu(0));
+        all.extend(folding()?);
     }
     #[cfg(feature = "cuda")]
     if chosen("cuda") {
@@ -204,6 +204,17 @@ pub fn devices() -> Result<Vec<Device>> {
         }
     }
     Ok(all)
+}
+
+/// The first adapter of wgpu, if any, opened with so few workgroups along an axis that grids are folded, with some
+/// workgroups past the last: as it comes, that takes calls of more than 65535 workgroups.
+#[cfg(feature = "wgpu")]
+fn folding() -> Result<Option<Device>> {
+    use crate::target::wgpu::{Queue, Wgpu, adapters, open_with};
+    let Some(adapter) = adapters().into_iter().next() else { return Ok(None) };
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 50, ..adapter.limits() };
+    let (device, queue) = open_with(&adapter, limits)?;
+    Ok(Some(Device::Wgpu(Queue::new((Wgpu::from_device(device), queue)))))
 }
 
 /// Simulated GPUs that together cover every CUDA code path and both dialects of PTX, each with another order
