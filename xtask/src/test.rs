@@ -34,6 +34,7 @@ pub(crate) fn test() -> Result<()> {
                 .args(["--", "-D", "warnings"]))
         })?;
     }
+    steps.step("PTX for the simulator", || kernels::simulated(&found.nvrtc))?;
     // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
     // tests again on lavapipe, which has f16 and wider subgroups.
     let everything = "test --quiet --workspace --features advect/ptx-sim";
