@@ -2,6 +2,7 @@
 
 import ctypes as c
 import re
+from pathlib import Path
 
 import numpy as np
 
@@ -18,7 +19,7 @@ class Advect:
     """A device of the library at `path`, whose header is at `header`; constants are attributes."""
 
     def __init__(self, path, header, device="cpu"):
-        text = re.sub(r"//.*|/\*.*?\*/", "", open(header, encoding="utf-8").read(), flags=re.S * 0)
+        text = re.sub(r"//[^\n]*|/\*.*?\*/", "", Path(header).read_text("utf-8"), flags=re.S)
         for name, value in re.findall(r"#define ADVECT_(\w+) (\d+)", text):
             setattr(self, name, int(value))
         self.structs = {}
@@ -84,10 +85,9 @@ class Advect:
         finally:
             for view in views:
                 self.call("tensor_destroy", c.c_void_p(view.tensor))
-        return None
 
     def solve(self, velocity, x, method, times=None, steps=0):
-        """Integrates dx/dt = velocity(t, x) from the array x, which becomes the result's memory or is left."""
+        """Integrates dx/dt = velocity(t, x) from the array x, which is written over."""
         times = (c.c_double * len(times or ()))(*(times or ()))
         options = self.struct("solver_options", method=method, steps=steps, times_count=len(times),
                               times=c.addressof(times) if len(times) else None)
