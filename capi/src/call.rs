@@ -1,6 +1,6 @@
 //! One call of an op: its operands gathered from views, then run, planned or compiled on a device.
 
-use crate::device::{DEVICES, Device, advect_device, text_in};
+use crate::device::{DEVICES, advect_device, text_in};
 use crate::memory::{Caller, Extensible};
 use crate::status::Failure;
 use crate::tensor::{Place, Tensor, advect_view, tensor_of};
@@ -202,7 +202,7 @@ impl<'c> Operands<'c> {
     fn on_cuda<T: Op>(
         &self,
         cuda: &advect::target::cuda::Cuda,
-        device: &Device,
+        device: &crate::device::Device,
         op: &T,
         args: T::Args<usize, usize>,
         mode: Mode,

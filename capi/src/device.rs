@@ -185,6 +185,10 @@ fn auto(options: &advect_device_options) -> Result<Device, Failure> {
 fn list() -> Result<Vec<advect_device_info>, Failure> {
     let cpu = advect::Cpu::with(1, advect::Isa::detect())?;
     let cores = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    #[cfg_attr(
+        not(any(feature = "wgpu", feature = "cuda")),
+        allow(unused_mut, reason = "there is the CPU and nothing else")
+    )]
     let mut all = vec![describe(ADVECT_DEVICE_CPU, 0, cores, false, "cpu", &advect::Device::Cpu(cpu).name())];
     #[cfg(feature = "wgpu")]
     for (index, adapter) in (0..).zip(advect::target::wgpu::adapters()) {

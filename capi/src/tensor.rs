@@ -495,6 +495,7 @@ pub unsafe extern "C" fn advect_tensor_data(
 
 impl Tensor {
     /// Its memory's address, and the CUDA device it is on if it is on one.
+    #[cfg_attr(not(feature = "wgpu"), allow(unused_variables, reason = "only wgpu's memory has none"))]
     pub(crate) fn address(&self, op: &str) -> Result<(*mut c_void, Option<u32>), Failure> {
         #[cfg(feature = "cuda")]
         let pointer = |ptr: u64| std::ptr::without_provenance_mut(ptr as usize);

@@ -3,6 +3,7 @@
 mod common;
 
 use advect_capi::*;
+use std::io::Write as _;
 use std::mem::offset_of;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
@@ -26,10 +27,10 @@ fn installed(folder: &Path) {
     }
 }
 
-/// The system's C compiler, or a word about its absence, which `ADVECT_REQUIRE=c` does not accept.
+/// The system's C compiler, or a word about its absence, which `ADVECT_REQUIRE_HOSTS=c` does not accept.
 fn compiler() -> Option<&'static str> {
     let found = ["cc", "clang", "gcc"].into_iter().find(|c| runs(Command::new(c).arg("--version")));
-    absent(found.is_none(), "c", "a C compiler (cc)");
+    absent(found.is_none(), "c", "C compiler (cc)");
     found
 }
 
@@ -37,12 +38,13 @@ fn runs(command: &mut Command) -> bool {
     command.output().is_ok_and(|o| o.status.success())
 }
 
-/// Says that a test is skipped, unless it may not be.
+/// Says that a test is skipped, unless it may not be. Past the capture of a test's output, so that it is seen.
 fn absent(is: bool, name: &str, what: &str) {
     if is {
-        let required = std::env::var("ADVECT_REQUIRE").is_ok_and(|v| v.split(',').any(|f| f == name));
-        assert!(!required, "ADVECT_REQUIRE={name}: there is no {what}");
-        println!("skipped: there is no {what}");
+        let required = std::env::var("ADVECT_REQUIRE_HOSTS").is_ok_and(|v| v.split(',').any(|f| f == name));
+        assert!(!required, "ADVECT_REQUIRE_HOSTS={name}: there is no {what}");
+        // Nobody is left to tell when standard error is closed.
+        let _ = writeln!(std::io::stderr(), "skipped: there is no {what}");
     }
 }
 
