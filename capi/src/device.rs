@@ -251,8 +251,38 @@ pub unsafe extern "C" fn advect_device_open(
     })
 }
 
+/// A CUDA device over a context of the caller: a `CUcontext` of any kind, which outlives the device, its tensors and
+/// the work launched with them. (`advect_device_open` uses the primary context, as the runtime API does.)
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_device_from_cuda_context(
+    context: *mut c_void,
+    device: *mut *mut advect_device,
+) -> advect_status {
+    entry!("advect_device_from_cuda_context", |c| {
+        c.room("device", device)?;
+        let (inner, index) = in_context(c.op(), context)?;
+        c.put("device", device, DEVICES.insert(c.op(), Device { inner, index, stream: None })?)
+    })
+}
+
+#[cfg(feature = "cuda")]
+fn in_context(op: &str, context: *mut c_void) -> Result<(advect::Device, u32), Failure> {
+    if context.is_null() {
+        return Err(Failure::argument(op, "context", "a CUcontext", "NULL"));
+    }
+    // SAFETY: alive for as long as it must, by the contract of `advect_device_from_cuda_context`.
+    let cuda = unsafe { advect::target::cuda::Cuda::from_context(context) }?;
+    let ordinal = cuda.ordinal() as u32;
+    Ok((advect::Device::Cuda(cuda), ordinal))
+}
+
+#[cfg(not(feature = "cuda"))]
+fn in_context(op: &str, _: *mut c_void) -> Result<(advect::Device, u32), Failure> {
+    Err(Failure::unsupported(op, "CUDA in this build", "build libadvect with it"))
+}
+
 /// The same CUDA device with its compiled kernels, launching into a stream of the caller: a `CUstream` or
-/// `cudaStream_t` of the device's primary context (NULL is the default stream). Its ops do not synchronise
+/// `cudaStream_t` of the device's context (NULL is the default stream). Its ops do not synchronise
 /// and do not allocate device memory, so that a stream that is being captured may be given, once the kernels
 /// are compiled (`advect_<op>_warm`). The stream outlives the work launched into it; the device handle (this one
 /// or another of the same device) outlives that work too. Tensors come from `advect_tensor_from_cuda`.

@@ -32,6 +32,7 @@ fn nothing_but_null() {
             ("advect_view_to_dlpack_versioned", advect_view_to_dlpack_versioned(null(), null_mut())),
             ("advect_solver_new", advect_solver_new(null(), null_mut())),
             ("advect_device_on_stream", advect_device_on_stream(null(), null_mut(), null_mut())),
+            ("advect_device_from_cuda_context", advect_device_from_cuda_context(null_mut(), null_mut())),
             ("matmul", advect_matmul(null(), null())),
             ("matmul", advect_matmul_plan(null(), null(), null_mut())),
             ("matmul", advect_matmul_warm(null(), null())),
@@ -282,11 +283,11 @@ fn operands_and_options() {
 
 #[test]
 fn devices_that_are_not_there() {
-    let (mut device, none) = (null_mut(), null());
-    let mut open = |name: &[u8], options: *const advect_device_options| {
+    let (opened, none) = (std::cell::Cell::new(null_mut()), null());
+    let open = |name: &[u8], options: *const advect_device_options| {
         assert_eq!(name.last(), Some(&0));
         // SAFETY: a string that ends.
-        unsafe { advect_device_open(name.as_ptr().cast(), options, &raw mut device) }
+        unsafe { advect_device_open(name.as_ptr().cast(), options, opened.as_ptr()) }
     };
     for name in
         [&b"\0"[..], b"gpu\0", b"cpu:0\0", b"wgpu:\0", b"wgpu:-1\0", b"cuda:99999999999\0", b"auto:1\0"]
@@ -298,10 +299,15 @@ fn devices_that_are_not_there() {
         let status = open(name, none);
         assert!([ADVECT_ERROR_UNAVAILABLE, ADVECT_ERROR_UNSUPPORTED].contains(&status), "{}", message());
     }
+    let mut device = null_mut();
+    // SAFETY: NULL is found out before it is used.
+    let status = unsafe { advect_device_from_cuda_context(null_mut(), &raw mut device) };
+    assert!([ADVECT_ERROR_ARGUMENT, ADVECT_ERROR_UNSUPPORTED].contains(&status), "{}", message());
     let many = advect_device_options { threads: 1 << 30, ..sized() };
     refused(open(b"cpu\0", &raw const many), ADVECT_ERROR_LIMIT, "`threads`: wanted at most 512");
     let two = advect_device_options { threads: 2, ..sized() };
     ok(open(b"cpu\0", &raw const two));
+    let device = opened.get();
     let mut info: advect_device_info = sized();
     // SAFETY: handles and structs are what they should be.
     unsafe {
