@@ -2,6 +2,7 @@
 
 mod capi;
 mod kernels;
+mod mutants;
 mod setup;
 mod step;
 mod test;
@@ -38,6 +39,8 @@ enum Chore {
         #[arg(long)]
         cover: bool,
     },
+    /// Plant one mistake after the other in the kernels and see whether the cross-check notices (hours)
+    Mutants(mutants::MutantsArgs),
 }
 
 fn main() -> ExitCode {
@@ -47,6 +50,7 @@ fn main() -> ExitCode {
         Chore::Capi { prefix } => capi::install(&prefix),
         Chore::Header => capi::header(),
         Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),
+        Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,
