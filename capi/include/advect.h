@@ -14,9 +14,9 @@
  *  - One tensor is not written by one thread while another reads or writes the same elements.
  *
  * What the caller need not fear:
- *  - Handles (advect_device, advect_tensor, advect_solver) are numbers that look like pointers. NULL, a handle of
- *    another kind, one that was destroyed, and most other garbage give ADVECT_ERROR_HANDLE. Nobody
- *    dereferences them, and a debugger should not either.
+ *  - Handles (advect_device, advect_tensor, advect_solver) are numbers that look like pointers. NULL, a handle
+ *    of another kind, one that was destroyed, and other garbage give ADVECT_ERROR_HANDLE. Nobody dereferences
+ *    them, and a debugger should not either.
  *  - Objects are destroyed in any order, also while another thread uses them. All functions may be called from
  *    any thread at any time, on shared objects as well.
  *  - Wrong sizes, shapes, strides, dtypes, enumerators and overlap are errors, and nothing is written then.
@@ -504,8 +504,13 @@ advect_status advect_device_open(const char *name,
                                  const struct advect_device_options *options,
                                  struct advect_device **device);
 
+// A CUDA device over a context of the caller: a `CUcontext` of any kind, which outlives the device, its tensors and
+// the work launched with them. (`advect_device_open` uses the primary context, as the runtime API does.)
+advect_status advect_device_from_cuda_context(void *context,
+                                              struct advect_device **device);
+
 // The same CUDA device with its compiled kernels, launching into a stream of the caller: a `CUstream` or
-// `cudaStream_t` of the device's primary context (NULL is the default stream). Its ops do not synchronise
+// `cudaStream_t` of the device's context (NULL is the default stream). Its ops do not synchronise
 // and do not allocate device memory, so that a stream that is being captured may be given, once the kernels
 // are compiled (`advect_<op>_warm`). The stream outlives the work launched into it; the device handle (this one
 // or another of the same device) outlives that work too. Tensors come from `advect_tensor_from_cuda`.
@@ -566,8 +571,13 @@ advect_status advect_device_open(const char *name,
                                  const struct advect_device_options *options,
                                  struct advect_device **device);
 
+// A CUDA device over a context of the caller: a `CUcontext` of any kind, which outlives the device, its tensors and
+// the work launched with them. (`advect_device_open` uses the primary context, as the runtime API does.)
+advect_status advect_device_from_cuda_context(void *context,
+                                              struct advect_device **device);
+
 // The same CUDA device with its compiled kernels, launching into a stream of the caller: a `CUstream` or
-// `cudaStream_t` of the device's primary context (NULL is the default stream). Its ops do not synchronise
+// `cudaStream_t` of the device's context (NULL is the default stream). Its ops do not synchronise
 // and do not allocate device memory, so that a stream that is being captured may be given, once the kernels
 // are compiled (`advect_<op>_warm`). The stream outlives the work launched into it; the device handle (this one
 // or another of the same device) outlives that work too. Tensors come from `advect_tensor_from_cuda`.
@@ -608,10 +618,11 @@ advect_status advect_view_to_dlpack(const struct advect_view *view, struct DLMan
 advect_status advect_view_to_dlpack_versioned(const struct advect_view *view,
                                               struct DLManagedTensorVersioned **managed);
 
-// A batched matrix product with its epilogue. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_matmul(const struct advect_device *device,
-                            const struct advect_matmul_args *args);
+// A batched matrix product with its epilogue.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_matmul(const struct advect_device *device, const struct advect_matmul_args *args);
 
 // What `advect_matmul` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_matmul_plan(const struct advect_device *device,
@@ -621,10 +632,11 @@ advect_status advect_matmul_plan(const struct advect_device *device,
 // Compiles what `advect_matmul` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_matmul_warm(const struct advect_device *device, const struct advect_matmul_args *args);
 
-// A 2-D convolution with its epilogue. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_conv(const struct advect_device *device,
-                          const struct advect_conv_args *args);
+// A 2-D convolution with its epilogue.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_conv(const struct advect_device *device, const struct advect_conv_args *args);
 
 // What `advect_conv` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_conv_plan(const struct advect_device *device,
@@ -634,10 +646,11 @@ advect_status advect_conv_plan(const struct advect_device *device,
 // Compiles what `advect_conv` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_conv_warm(const struct advect_device *device, const struct advect_conv_args *args);
 
-// Group, layer or root-mean-square normalisation with what follows it. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_norm(const struct advect_device *device,
-                          const struct advect_norm_args *args);
+// Group, layer or root-mean-square normalisation with what follows it.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_norm(const struct advect_device *device, const struct advect_norm_args *args);
 
 // What `advect_norm` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_norm_plan(const struct advect_device *device,
@@ -647,10 +660,11 @@ advect_status advect_norm_plan(const struct advect_device *device,
 // Compiles what `advect_norm` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_norm_warm(const struct advect_device *device, const struct advect_norm_args *args);
 
-// Scaled dot-product attention. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_attention(const struct advect_device *device,
-                               const struct advect_attention_args *args);
+// Scaled dot-product attention.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_attention(const struct advect_device *device, const struct advect_attention_args *args);
 
 // What `advect_attention` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_attention_plan(const struct advect_device *device,
@@ -661,10 +675,11 @@ advect_status advect_attention_plan(const struct advect_device *device,
 advect_status advect_attention_warm(const struct advect_device *device,
                                     const struct advect_attention_args *args);
 
-// Nearest-neighbour doubling or 2 x 2 averaging. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_resample(const struct advect_device *device,
-                              const struct advect_resample_args *args);
+// Nearest-neighbour doubling or 2 x 2 averaging.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_resample(const struct advect_device *device, const struct advect_resample_args *args);
 
 // What `advect_resample` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_resample_plan(const struct advect_device *device,
@@ -675,10 +690,11 @@ advect_status advect_resample_plan(const struct advect_device *device,
 advect_status advect_resample_warm(const struct advect_device *device,
                                    const struct advect_resample_args *args);
 
-// A linear combination of buffers, with noise. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_step(const struct advect_device *device,
-                          const struct advect_step_args *args);
+// A linear combination of buffers, with noise.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_step(const struct advect_device *device, const struct advect_step_args *args);
 
 // What `advect_step` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_step_plan(const struct advect_device *device,
@@ -791,10 +807,11 @@ advect_status advect_view_split(struct advect_view *view, uint32_t axis, uint64_
 // The same elements under another shape, where they lie without gaps.
 advect_status advect_view_reshape(struct advect_view *view, uint32_t rank, const uint64_t *shape);
 
-// A batched matrix product with its epilogue. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_matmul(const struct advect_device *device,
-                            const struct advect_matmul_args *args);
+// A batched matrix product with its epilogue.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_matmul(const struct advect_device *device, const struct advect_matmul_args *args);
 
 // What `advect_matmul` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_matmul_plan(const struct advect_device *device,
@@ -804,10 +821,11 @@ advect_status advect_matmul_plan(const struct advect_device *device,
 // Compiles what `advect_matmul` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_matmul_warm(const struct advect_device *device, const struct advect_matmul_args *args);
 
-// A 2-D convolution with its epilogue. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_conv(const struct advect_device *device,
-                          const struct advect_conv_args *args);
+// A 2-D convolution with its epilogue.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_conv(const struct advect_device *device, const struct advect_conv_args *args);
 
 // What `advect_conv` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_conv_plan(const struct advect_device *device,
@@ -817,10 +835,11 @@ advect_status advect_conv_plan(const struct advect_device *device,
 // Compiles what `advect_conv` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_conv_warm(const struct advect_device *device, const struct advect_conv_args *args);
 
-// Group, layer or root-mean-square normalisation with what follows it. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_norm(const struct advect_device *device,
-                          const struct advect_norm_args *args);
+// Group, layer or root-mean-square normalisation with what follows it.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_norm(const struct advect_device *device, const struct advect_norm_args *args);
 
 // What `advect_norm` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_norm_plan(const struct advect_device *device,
@@ -830,10 +849,11 @@ advect_status advect_norm_plan(const struct advect_device *device,
 // Compiles what `advect_norm` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_norm_warm(const struct advect_device *device, const struct advect_norm_args *args);
 
-// Scaled dot-product attention. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_attention(const struct advect_device *device,
-                               const struct advect_attention_args *args);
+// Scaled dot-product attention.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_attention(const struct advect_device *device, const struct advect_attention_args *args);
 
 // What `advect_attention` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_attention_plan(const struct advect_device *device,
@@ -844,10 +864,11 @@ advect_status advect_attention_plan(const struct advect_device *device,
 advect_status advect_attention_warm(const struct advect_device *device,
                                     const struct advect_attention_args *args);
 
-// Nearest-neighbour doubling or 2 x 2 averaging. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_resample(const struct advect_device *device,
-                              const struct advect_resample_args *args);
+// Nearest-neighbour doubling or 2 x 2 averaging.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_resample(const struct advect_device *device, const struct advect_resample_args *args);
 
 // What `advect_resample` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_resample_plan(const struct advect_device *device,
@@ -858,10 +879,11 @@ advect_status advect_resample_plan(const struct advect_device *device,
 advect_status advect_resample_warm(const struct advect_device *device,
                                    const struct advect_resample_args *args);
 
-// A linear combination of buffers, with noise. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-// when an error is returned.
-advect_status advect_step(const struct advect_device *device,
-                          const struct advect_step_args *args);
+// A linear combination of buffers, with noise.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_step(const struct advect_device *device, const struct advect_step_args *args);
 
 // What `advect_step` would launch and cost, after the same checks. Launches nothing.
 advect_status advect_step_plan(const struct advect_device *device,

@@ -217,7 +217,14 @@ fn adopt(
     out: *mut *mut advect_tensor,
 ) -> Result<(), Failure> {
     match made {
-        Ok(tensor) => c.put("tensor", out, TENSORS.insert(c.op(), tensor)?),
+        Ok(tensor) => match TENSORS.try_insert(c.op(), tensor) {
+            Ok(handle) => c.put("tensor", out, handle),
+            Err((failure, tensor)) => {
+                // All that a tensor over foreign memory holds is the import.
+                std::mem::forget(tensor);
+                Err(failure)
+            }
+        },
         Err((failure, import)) => {
             std::mem::forget(import);
             Err(failure)

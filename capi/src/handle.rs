@@ -64,6 +64,11 @@ impl<T> Table<T> {
 
     /// A handle for a new object.
     pub(crate) fn insert<H>(&self, op: &str, value: T) -> Result<*mut H, Failure> {
+        self.try_insert(op, value).map_err(|(failure, _)| failure)
+    }
+
+    /// As [`Table::insert`]; when there is no room, the object comes back.
+    pub(crate) fn try_insert<H>(&self, op: &str, value: T) -> Result<*mut H, (Failure, T)> {
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let index = match slots.free.pop() {
             Some(index) => index,
@@ -73,7 +78,7 @@ impl<T> Table<T> {
             }
             None => {
                 let wanted = format!("at most {} at once", 1u64 << INDEX_BITS);
-                return Err(Failure::limit(op, self.kind.name(), wanted, slots.all.len()));
+                return Err((Failure::limit(op, self.kind.name(), wanted, slots.all.len()), value));
             }
         };
         let slot = &mut slots.all[index];

@@ -229,8 +229,10 @@ fn matmul(
     o.call(device, &op, args, mode)
 }
 
-/// A batched matrix product with its epilogue. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-/// when an error is returned.
+/// A batched matrix product with its epilogue.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_matmul(
     device: *const advect_device,
@@ -280,8 +282,10 @@ fn conv(c: &Caller, device: *const advect_device, a: advect_conv_args, mode: Mod
     o.call(device, &op, args, mode)
 }
 
-/// A 2-D convolution with its epilogue. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-/// when an error is returned.
+/// A 2-D convolution with its epilogue.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_conv(
     device: *const advect_device,
@@ -340,8 +344,10 @@ fn norm(c: &Caller, device: *const advect_device, a: advect_norm_args, mode: Mod
     o.call(device, &op, args, mode)
 }
 
-/// Group, layer or root-mean-square normalisation with what follows it. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-/// when an error is returned.
+/// Group, layer or root-mean-square normalisation with what follows it.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_norm(
     device: *const advect_device,
@@ -388,8 +394,10 @@ fn attention(
     o.call(device, &op, args, mode)
 }
 
-/// Scaled dot-product attention. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-/// when an error is returned.
+/// Scaled dot-product attention.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_attention(
     device: *const advect_device,
@@ -437,8 +445,10 @@ fn resample(
     o.call(device, &op, args, mode)
 }
 
-/// Nearest-neighbour doubling or 2 x 2 averaging. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-/// when an error is returned.
+/// Nearest-neighbour doubling or 2 x 2 averaging.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_resample(
     device: *const advect_device,
@@ -503,8 +513,10 @@ pub(crate) fn step(
     o.call(device, &op, args, mode)
 }
 
-/// A linear combination of buffers, with noise. On the CPU it is done when this returns; elsewhere it is launched. Nothing is written
-/// when an error is returned.
+/// A linear combination of buffers, with noise.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_step(
     device: *const advect_device,

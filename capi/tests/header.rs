@@ -29,3 +29,12 @@ fn the_header_is_not_stale() {
     let differs = wanted.lines().zip(found.lines()).position(|(a, b)| a != b);
     assert!(wanted == found, "capi/include/advect.h is stale (line {differs:?}): run `cargo xtask header`");
 }
+
+/// The version in the header is that of the package, whose minor version names the ABI.
+#[test]
+fn the_version_is_the_packages() {
+    use advect_capi::{ADVECT_VERSION_MAJOR, ADVECT_VERSION_MINOR, ADVECT_VERSION_PATCH, advect_version};
+    let [major, minor, patch] = [ADVECT_VERSION_MAJOR, ADVECT_VERSION_MINOR, ADVECT_VERSION_PATCH];
+    assert_eq!(format!("{major}.{minor}.{patch}"), env!("CARGO_PKG_VERSION"));
+    assert_eq!(advect_version(), major << 16 | minor << 8 | patch);
+}

@@ -239,6 +239,49 @@ fn exported_names() {
     assert!(names.len() > 40, "{names:?}");
 }
 
+/// A program that loads the library, leaves threads and an error behind, and closes it, several times over.
+#[test]
+fn the_library_may_be_closed() {
+    let Some(compiler) = compiler() else { return };
+    if !cfg!(target_os = "linux") {
+        return;
+    }
+    let folder = tempfile::tempdir().unwrap();
+    installed(folder.path());
+    let (source, program) = (folder.path().join("close.c"), folder.path().join("close"));
+    let text = r#"
+        #include <dlfcn.h>
+        #include <pthread.h>
+        #include <stdio.h>
+        static const char *library;
+        static void *use(void *none) {
+            (void)none;
+            void *handle = dlopen(library, RTLD_NOW);
+            if (!handle) return puts(dlerror()), (void *)1;
+            int (*open)(const char *, const void *, void **);
+            *(void **)&open = dlsym(handle, "advect_device_open");
+            void *device;
+            if (!open || open("cpu", NULL, &device) != 0 || open("nothing", NULL, &device) != 1) return (void *)1;
+            dlclose(handle);
+            return NULL;
+        }
+        int main(int argc, char **argv) {
+            library = argv[argc - 1];
+            for (int i = 0; i < 4; i++) {
+                pthread_t thread;
+                void *failed;
+                pthread_create(&thread, NULL, use, NULL);
+                pthread_join(thread, &failed);
+                if (failed) return 1;
+            }
+            return 0;
+        }"#;
+    std::fs::write(&source, text).unwrap();
+    succeeded("cc", &cc(compiler, &source, &program).args(["-ldl", "-lpthread"]).output().unwrap());
+    let output = Command::new(&program).arg(folder.path().join("libadvect.so")).output().unwrap();
+    succeeded("close", &output);
+}
+
 /// A hostile C program: see the file.
 #[test]
 fn hostile_in_c() {

@@ -93,7 +93,7 @@ int main(int argc, char **argv) {
     if (images < 1 || images > 16) return fprintf(stderr, "1 to 16 images\n"), 2;
     if (advect_version() >> 8 != (ADVECT_VERSION_MAJOR << 8 | ADVECT_VERSION_MINOR))
         return fprintf(stderr, "advect %s is not the version of advect.h\n", advect_version_string()), 2;
-    TRY(advect_device_open(argv[2], &(advect_device_options){.struct_size = sizeof(advect_device_options)}, &device));
+    TRY(advect_device_open(argv[2], NULL, &device));
     advect_device_info info = {.struct_size = sizeof info};
     TRY(advect_device_describe(device, &info));
     printf("%s: %s\n", info.name, info.description);
@@ -112,7 +112,7 @@ int main(int argc, char **argv) {
 
     free(drawn);
     weights_close(&golden);
-    unet_close();
+    tensors_close();
     TRY(advect_device_destroy(device));
     /* What models/digits/README.md says that an f32 implementation reaches. */
     return worst <= 1e-5 ? 0 : 1;

@@ -1,67 +1,22 @@
 /* unet.h: the network of models/digits/README.md as calls of advect's ops. */
-#ifndef UNET_H
-#define UNET_H
+#pragma once
+#include "tensors.h"
 
-#include "weights.h"
-#include <advect.h>
-
-enum { KEPT = 256 };
-
-static advect_device *device;
-static weights_file model;
-static uint64_t images;
-
-static void check(advect_status status, int line) {
-    if (status == ADVECT_OK) return;
-    fprintf(stderr, "line %d: %s: %s\n", line, advect_status_name(status), advect_last_error_message());
-    exit(1);
+/* The name of a layer in a block; good until the fourth name after it. */
+static const char *of(const char *block, const char *layer) {
+    static char names[4][48];
+    static int turn;
+    snprintf(names[turn = (turn + 1) % 4], 48, "%s.%s", block, layer);
+    return names[turn];
 }
-#define TRY(call) check((call), __LINE__)
-
-/* Every tensor, to be destroyed at the end. Weights are found again by name; the activations of an evaluation
- * are asked for in the same order every time. */
-static struct { advect_tensor *tensor; char name[48]; } weights[KEPT], activations[KEPT];
-static int weight_count, activation_count, next_activation;
-
-static advect_view whole(advect_tensor *tensor) {
-    advect_view view;
-    TRY(advect_tensor_view(tensor, &view));
-    return view;
-}
-static advect_view weight(const char *layer, const char *kind) {
-    char name[48];
-    snprintf(name, sizeof name, "%s.%s", layer, kind);
-    for (int i = 0; i < weight_count; i++)
-        if (strcmp(weights[i].name, name) == 0) return whole(weights[i].tensor);
-    weights_array array = weights_read(&model, name);
-    memcpy(weights[weight_count].name, name, sizeof name);
-    TRY(advect_tensor_new(device, ADVECT_F32, array.rank, array.shape, &weights[weight_count].tensor));
-    TRY(advect_tensor_upload_f32(weights[weight_count].tensor, array.values, array.count));
-    free(array.values);
-    return whole(weights[weight_count++].tensor);
-}
-static advect_view activation(uint32_t rank, uint64_t c, uint64_t h, uint64_t w) {
-    if (next_activation == activation_count)
-        TRY(advect_tensor_new(device, ADVECT_F32, rank, (uint64_t[]){images, c, h, w},
-                              &activations[activation_count++].tensor));
-    return whole(activations[next_activation++].tensor);
-}
-static advect_view slice(advect_view view, uint64_t start, uint64_t end) {
-    TRY(advect_view_slice(&view, 1, start, end));
-    return view;
-}
-static advect_view reshape(advect_view view, uint32_t rank, uint64_t b, uint64_t c, uint64_t d) {
-    TRY(advect_view_reshape(&view, rank, (uint64_t[]){view.shape[0], b, c, d}));
-    return view;
-}
-
 static advect_view conv(const char *name, advect_view x, uint32_t stride, const advect_view *residual,
                         const advect_view *into) {
     advect_view w = weight(name, "weight"), bias = weight(name, "bias");
     advect_view out = into ? *into : activation(4, w.shape[0], x.shape[2] / stride, x.shape[3] / stride);
     uint32_t padding = (uint32_t)w.shape[2] / 2;
     TRY(advect_conv(device, &(advect_conv_args){.struct_size = sizeof(advect_conv_args), .x = &x, .weight = &w,
-        .bias = &bias, .residual = residual, .out = &out, .stride = {stride, stride}, .padding = {padding, padding}}));
+        .bias = &bias, .residual = residual, .out = &out, .stride = {stride, stride},
+        .padding = {padding, padding}}));
     return out;
 }
 static advect_view norm(const char *name, advect_view x, uint32_t act, const advect_view *film) {
@@ -80,17 +35,13 @@ static advect_view linear(const char *name, advect_view x, uint32_t act) {
         .bias = &bias, .out = &out, .activation = act}));
     return out;
 }
-static const char *layer_of(const char *block, const char *layer) {
-    static char names[4][48];
-    static int turn;
-    snprintf(names[turn = (turn + 1) % 4], 48, "%s.%s", block, layer);
-    return names[turn];
-}
 static advect_view residual_block(const char *b, advect_view x, advect_view e, const advect_view *into) {
-    advect_view h = conv(layer_of(b, "conv1"), norm(layer_of(b, "norm1"), x, ADVECT_ACTIVATION_SILU, NULL), 1, NULL, NULL);
-    advect_view film = linear(layer_of(b, "film"), e, ADVECT_ACTIVATION_NONE);
-    advect_view skip = h.shape[1] == x.shape[1] ? x : conv(layer_of(b, "skip"), x, 1, NULL, NULL);
-    return conv(layer_of(b, "conv2"), norm(layer_of(b, "norm2"), h, ADVECT_ACTIVATION_SILU, &film), 1, &skip, into);
+    advect_view normed = norm(of(b, "norm1"), x, ADVECT_ACTIVATION_SILU, NULL);
+    advect_view h = conv(of(b, "conv1"), normed, 1, NULL, NULL);
+    advect_view film = linear(of(b, "film"), e, ADVECT_ACTIVATION_NONE);
+    advect_view skip = h.shape[1] == x.shape[1] ? x : conv(of(b, "skip"), x, 1, NULL, NULL);
+    normed = norm(of(b, "norm2"), h, ADVECT_ACTIVATION_SILU, &film);
+    return conv(of(b, "conv2"), normed, 1, &skip, into);
 }
 static advect_view heads(advect_view tokens, uint64_t from, uint64_t channels) { /* [n, head, token, 32] */
     advect_view view = slice(tokens, from, from + channels);
@@ -100,13 +51,14 @@ static advect_view heads(advect_view tokens, uint64_t from, uint64_t channels) {
 }
 static advect_view attention_block(const char *b, advect_view x, const advect_view *into) {
     uint64_t c = x.shape[1], pixels = x.shape[2] * x.shape[3];
-    advect_view qkv = conv(layer_of(b, "qkv"), norm(layer_of(b, "norm"), x, ADVECT_ACTIVATION_NONE, NULL), 1, NULL, NULL);
+    advect_view normed = norm(of(b, "norm"), x, ADVECT_ACTIVATION_NONE, NULL);
+    advect_view qkv = conv(of(b, "qkv"), normed, 1, NULL, NULL);
     advect_view out = activation(4, c, x.shape[2], x.shape[3]), packed = reshape(qkv, 3, 3 * c, pixels, 0);
     advect_view q = heads(packed, 0, c), k = heads(packed, c, c), v = heads(packed, 2 * c, c);
     advect_view o = heads(reshape(out, 3, c, pixels, 0), 0, c);
     TRY(advect_attention(device, &(advect_attention_args){.struct_size = sizeof(advect_attention_args), .q = &q,
         .k = &k, .v = &v, .out = &o}));
-    return conv(layer_of(b, "proj"), out, 1, &x, into);
+    return conv(of(b, "proj"), out, 1, &x, into);
 }
 static advect_view up(const char *name, advect_view x, const advect_view *into) {
     advect_view out = activation(4, x.shape[1], 2 * x.shape[2], 2 * x.shape[3]);
@@ -118,10 +70,7 @@ static advect_view up(const char *name, advect_view x, const advect_view *into) 
 /* Writes v(t, x, y) over `v`; `classes` holds a row of the class embedding for each image. */
 static void velocity(double t, advect_view x, advect_view classes, advect_view v) {
     float waves[64];
-    for (int i = 0; i < 32; i++) {
-        double angle = 100 * t * pow(1000, -i / 32.0);
-        waves[i] = (float)cos(angle), waves[i + 32] = (float)sin(angle);
-    }
+    for (int i = 0; i < 64; i++) waves[i] = (float)(i < 32 ? cos : sin)(100 * t * pow(1000, -(i % 32) / 32.0));
     next_activation = 0;
     advect_view time = activation(2, 64, 0, 0), embedding = activation(4, 128, 1, 1);
     float *rows = malloc(images * sizeof waves);
@@ -135,7 +84,8 @@ static void velocity(double t, advect_view x, advect_view classes, advect_view v
     advect_view e = reshape(embedding, 2, 128, 0, 0);
 
     /* What a level leaves on the way down lies beside what comes up to it: one concatenation a level. */
-    advect_view concat0 = activation(4, 32, 28, 28), concat1 = activation(4, 64, 14, 14), concat2 = activation(4, 192, 7, 7);
+    advect_view concat0 = activation(4, 32, 28, 28), concat1 = activation(4, 64, 14, 14);
+    advect_view concat2 = activation(4, 192, 7, 7);
     advect_view rise0 = slice(concat0, 0, 16), rise1 = slice(concat1, 0, 32), rise2 = slice(concat2, 0, 96);
     advect_view skip0 = slice(concat0, 16, 32), skip1 = slice(concat1, 32, 64), skip2 = slice(concat2, 96, 192);
     residual_block("down.0.res", conv("conv_in", x, 1, NULL, NULL), e, &skip0);
@@ -149,11 +99,3 @@ static void velocity(double t, advect_view x, advect_view classes, advect_view v
     h = residual_block("up.0.res", concat0, e, NULL);
     conv("conv_out", norm("norm_out", h, ADVECT_ACTIVATION_SILU, NULL), 1, NULL, &v);
 }
-
-static void unet_close(void) {
-    for (int i = 0; i < weight_count; i++) TRY(advect_tensor_destroy(weights[i].tensor));
-    for (int i = 0; i < activation_count; i++) TRY(advect_tensor_destroy(activations[i].tensor));
-    weights_close(&model);
-}
-
-#endif

@@ -1,7 +1,5 @@
 /* weights.h: a reader of safetensors files, as far as the digits need one: f32, f16 and i32, all as float. */
-#ifndef WEIGHTS_H
-#define WEIGHTS_H
-
+#pragma once
 #include <math.h>
 #include <stdint.h>
 #include <stdio.h>
@@ -89,5 +87,3 @@ static void weights_close(weights_file *file) {
     free(file->header);
     free(file->data);
 }
-
-#endif
