@@ -2,7 +2,9 @@
 
 mod capi;
 mod kernels;
+mod licences;
 mod mutants;
+mod package;
 mod setup;
 mod step;
 mod test;
@@ -39,6 +41,8 @@ enum Chore {
         #[arg(long)]
         cover: bool,
     },
+    /// Pack the crates as they would be published, build and test what was packed
+    Package,
     /// Plant one mistake after the other in the kernels and see whether the cross-check notices (hours)
     Mutants(mutants::MutantsArgs),
 }
@@ -50,6 +54,7 @@ fn main() -> ExitCode {
         Chore::Capi { prefix } => capi::install(&prefix),
         Chore::Header => capi::header(),
         Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),
+        Chore::Package => package::package(true),
         Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),
     };
     match result {

@@ -1,16 +1,17 @@
 //! Everything that must hold before a commit lands: `cargo xtask test`.
 
-use crate::kernels;
 use crate::setup::{self, Found};
 use crate::step::{self, Steps, cargo, run};
+use crate::{kernels, licences, package};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// The feature sets that must build, lint clean and test: both, each alone, none.
-const FEATURES: [(&str, &str); 4] = [
+/// The feature sets that must build, lint clean and test: all, each alone, none.
+const FEATURES: [(&str, &str); 5] = [
     ("default features and the simulator", "--workspace --features advect/ptx-sim"),
     ("no features", "--package advect --package advect-capi --no-default-features"),
+    ("the command line alone", "--package advect --no-default-features --features cli"),
     ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
     ("wgpu alone", "--package advect --package advect-capi --no-default-features --features wgpu"),
 ];
@@ -25,6 +26,7 @@ pub(crate) fn test() -> Result<()> {
     })?;
     let Some(found) = found else { return Ok(()) };
     steps.step("format", || run(&mut cargo("fmt --all --check")))?;
+    steps.step("licences", licences::licences)?;
     for (name, flags) in FEATURES {
         steps.step(&format!("lints: {name}"), || {
             run(cargo("clippy --quiet --all-targets")
@@ -32,6 +34,7 @@ pub(crate) fn test() -> Result<()> {
                 .args(["--", "-D", "warnings"]))
         })?;
     }
+    steps.step("PTX for the simulator", || kernels::simulated(&found.nvrtc))?;
     // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
     // tests again on lavapipe, which has f16 and wider subgroups.
     let everything = "test --quiet --workspace --features advect/ptx-sim";
@@ -69,6 +72,8 @@ pub(crate) fn test() -> Result<()> {
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    steps.step("minimum Rust version", minimum_rust)?;
+    steps.step("package", || package::package(false))?;
     steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
     steps.summary();
     Ok(())
@@ -104,4 +109,24 @@ fn device_tests() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The oldest Rust that is promised checks everything, unless it is the one that has just done so.
+fn minimum_rust() -> Result<()> {
+    let promised = env!("CARGO_PKG_RUST_VERSION");
+    let output = Command::new("rustc").arg("--version").output()?;
+    let active = String::from_utf8_lossy(&output.stdout).into_owned();
+    let active = active.split_whitespace().nth(1).unwrap_or_default();
+    if active.starts_with(promised) {
+        println!("this is Rust {active}: all steps ran on it");
+        return Ok(());
+    }
+    let toolchain = format!("+{promised}");
+    if !Command::new("cargo").args([&toolchain, "--version"]).output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: `rustup toolchain install {promised}` gets the oldest Rust that is promised");
+        return Ok(());
+    }
+    let mut command = Command::new("cargo");
+    command.args([&toolchain, "check", "--quiet", "--package", "advect", "--all-features", "--all-targets"]);
+    run(command.current_dir(step::root()))
 }

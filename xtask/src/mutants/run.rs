@@ -129,7 +129,7 @@ impl Runner {
         let said = folder.join("said.txt");
         let mut command = Command::new(&self.advect);
         command
-            .args(["verify", "--fail-fast", "--fuzz", "30", "--op", op, "--device", stage.device])
+            .args(["verify", "--fail-fast", "--fuzz", "30", "--op", op])
             .env("ADVECT_KERNELS", folder)
             .env("ADVECT_CACHE_DIR", cache)
             .env("ADVECT_NVRTC", &self.nvrtc)
@@ -139,9 +139,14 @@ impl Runner {
             .env("MESA_SHADER_CACHE_DISABLE", "true")
             .stdout(std::fs::File::create(&said)?)
             .stderr(Stdio::null());
-        if let Some(driver) = stage.driver {
-            command.env("VK_ICD_FILENAMES", driver);
-        }
+        match stage.driver {
+            // The device of the tests, which folds grids.
+            Some(driver) => command
+                .env("VK_ICD_FILENAMES", driver)
+                .env("ADVECT_FACES", "wgpu")
+                .env("ADVECT_REQUIRE", "wgpu"),
+            None => command.args(["--device", stage.device]),
+        };
         let mut child = command.spawn().with_context(|| format!("cannot start {}", self.advect.display()))?;
         let start = Instant::now();
         let status = loop {
