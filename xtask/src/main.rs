@@ -1,5 +1,6 @@
 //! Set-up and chores of advect.
 
+mod capi;
 mod kernels;
 mod licences;
 mod mutants;
@@ -9,6 +10,7 @@ mod step;
 mod test;
 
 use clap::{Parser, Subcommand};
+use std::path::PathBuf;
 use std::process::ExitCode;
 
 /// Set-up and chores of advect.
@@ -21,10 +23,18 @@ struct Arguments {
 
 #[derive(Subcommand)]
 enum Chore {
-    /// Install what the tests need: software Vulkan drivers, and NVRTC into the target folder
+    /// Install what the tests need: software Vulkan drivers; NVRTC and NumPy into the target folder
     Setup,
     /// Set up, then format, lints, all tests on every device, docs, and the kernel compile matrix
     Test,
+    /// Build libadvect and install it: library, header and pkg-config file
+    Capi {
+        /// The folder that gets `lib` and `include`
+        #[arg(long, default_value = "target/capi")]
+        prefix: PathBuf,
+    },
+    /// Write capi/include/advect.h anew
+    Header,
     /// Compile the CUDA kernels for every architecture; print registers, shared memory and spills
     Kernels {
         /// Only a part that reaches every variant on one architecture, and every pair of settings on each
@@ -41,6 +51,8 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Setup => setup::setup().map(|found| println!("{found}")),
         Chore::Test => test::test(),
+        Chore::Capi { prefix } => capi::install(&prefix),
+        Chore::Header => capi::header(),
         Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),
         Chore::Package => package::package(true),
         Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),

@@ -10,10 +10,10 @@ use std::process::Command;
 /// The feature sets that must build, lint clean and test: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
     ("default features and the simulator", "--workspace --features advect/ptx-sim"),
-    ("no features", "--package advect --no-default-features"),
+    ("no features", "--package advect --package advect-capi --no-default-features"),
     ("the command line alone", "--package advect --no-default-features --features cli"),
-    ("cuda alone", "--package advect --no-default-features --features cuda"),
-    ("wgpu alone", "--package advect --no-default-features --features wgpu"),
+    ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
+    ("wgpu alone", "--package advect --package advect-capi --no-default-features --features wgpu"),
 ];
 
 /// Sets up and runs every step; stops at the first that fails.
@@ -89,7 +89,10 @@ fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Comman
         .env("ADVECT_NVRTC", &found.nvrtc)
         .env("ADVECT_CACHE_DIR", step::kernel_cache())
         .env("ADVECT_FACES", faces)
-        .env("ADVECT_REQUIRE", faces);
+        .env("ADVECT_REQUIRE", faces)
+        // The C and Python programs of `hosts/`, which the tests of `capi` compile and run.
+        .env("ADVECT_REQUIRE_HOSTS", "c,python")
+        .env("ADVECT_NUMPY", found.numpy.as_deref().unwrap_or(Path::new("")));
     command
 }
 
