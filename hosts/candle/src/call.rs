@@ -21,37 +21,10 @@ pub(crate) trait Kernel: Op {
 /// Runs an op on tensors. candle's custom ops have one to three arguments and advect's up to ten: one goes
 /// through candle, which dispatches on its device, the others ride along.
 pub(crate) fn apply<K: Kernel>(op: K, operands: &[Option<&Tensor>]) -> Result<Tensor> {
-    let Some(Some(first)) = operands.first() else {
-        return Err(Error::OpRequiresAtLeastOneTensor { op: K::NAME }.bt());
-    };
-    for other in operands.iter().flatten() {
-        if other.dtype() != first.dtype() {
-            let (lhs, rhs) = (first.dtype(), other.dtype());
-            return Err(Error::DTypeMismatchBinaryOp { lhs, rhs, op: K::NAME }.bt());
-        }
-        if !other.device().same_device(first.device()) {
-            let (lhs, rhs) = (first.device().location(), other.device().location());
-            return Err(Error::DeviceMismatchBinaryOp { lhs, rhs, op: K::NAME }.bt());
-        }
-    }
-    dtype(K::NAME, first.dtype())?;
-    let layouts: Vec<_> = operands.iter().map(|o| o.map(Tensor::layout)).collect();
-    let shape = op.shape(&layouts)?;
-    let bytes = shape.dims().iter().try_fold(first.dtype().size_in_bytes(), |n, &d| n.checked_mul(d));
-    if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
-        return Err(Error::Msg(format!("{}: no memory holds a result of {:?}", K::NAME, shape.dims())).bt());
-    }
-    let order = order_like(first.layout());
-    let through = tracked(operands);
-    let call = Call {
-        op,
-        through,
-        operands: operands.iter().map(|o| o.map(Operand::new)).collect(),
-        shape: Shape::from_dims(&order.iter().map(|&axis| shape.dims()[axis]).collect::<Vec<_>>()),
-        order,
-    };
+    let call = Call::new(op, operands)?;
     let undo = inverse(&call.order);
-    operands[through].unwrap_or(first).apply_op1(call)?.permute(undo)
+    let through = operands.get(call.through).copied().flatten();
+    through.ok_or(Error::UnwrapNone)?.apply_op1(call)?.permute(undo)
 }
 
 /// The operand that goes through candle: one that gradients would flow to, if there is one, so that a
@@ -86,16 +59,6 @@ pub(crate) fn expect(msg: &str, layout: &Layout, shape: impl Into<Shape>) -> Res
         return Ok(());
     }
     Err(Error::UnexpectedShape { msg: msg.into(), expected, got }.bt())
-}
-
-/// advect's name of a dtype.
-fn dtype(op: &'static str, dtype: DType) -> Result<Dtype> {
-    match dtype {
-        DType::F32 => Ok(Dtype::F32),
-        DType::F16 => Ok(Dtype::F16),
-        DType::BF16 => Ok(Dtype::Bf16),
-        other => Err(Error::UnsupportedDTypeForOp(other, op).bt()),
-    }
 }
 
 /// advect's error inside candle's, where it can be had back by downcasting.
@@ -137,6 +100,38 @@ fn address(storage: &Storage) -> usize {
 }
 
 impl<K: Kernel> Call<K> {
+    /// Checks the operands: one dtype that advect has, one device, shapes that fit.
+    pub(crate) fn new(op: K, operands: &[Option<&Tensor>]) -> Result<Self> {
+        let Some(Some(first)) = operands.first() else {
+            return Err(Error::OpRequiresAtLeastOneTensor { op: K::NAME }.bt());
+        };
+        for other in operands.iter().flatten() {
+            if other.dtype() != first.dtype() {
+                let (lhs, rhs) = (first.dtype(), other.dtype());
+                return Err(Error::DTypeMismatchBinaryOp { lhs, rhs, op: K::NAME }.bt());
+            }
+            if !other.device().same_device(first.device()) {
+                let (lhs, rhs) = (first.device().location(), other.device().location());
+                return Err(Error::DeviceMismatchBinaryOp { lhs, rhs, op: K::NAME }.bt());
+            }
+        }
+        if !matches!(first.dtype(), DType::F32 | DType::F16 | DType::BF16) {
+            return Err(Error::UnsupportedDTypeForOp(first.dtype(), K::NAME).bt());
+        }
+        let layouts: Vec<_> = operands.iter().map(|o| o.map(Tensor::layout)).collect();
+        let shape = op.shape(&layouts)?;
+        let bytes = shape.dims().iter().try_fold(first.dtype().size_in_bytes(), |n, &d| n.checked_mul(d));
+        if bytes.is_none_or(|bytes| isize::try_from(bytes).is_err()) {
+            let dims = shape.dims();
+            return Err(Error::Msg(format!("{}: no memory holds a result of {dims:?}", K::NAME)).bt());
+        }
+        let order = order_like(first.layout());
+        let dims: Vec<usize> = order.iter().map(|&axis| shape.dims()[axis]).collect();
+        let through = tracked(operands);
+        let operands = operands.iter().map(|o| o.map(Operand::new)).collect();
+        Ok(Self { op, through, operands, order, shape: Shape::from_dims(&dims) })
+    }
+
     /// Calls `run` with the storage and layout of every operand. A storage is locked once however many
     /// operands share it, and not at all if candle holds it: a second read lock on one thread would deadlock
     /// with a writer waiting between the two.

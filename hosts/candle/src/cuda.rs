@@ -1,11 +1,11 @@
 //! The same calls over candle's CUDA memory, in candle's stream.
 
 use crate::call::{Call, Kernel, wrapped};
+use advect::Element;
 use advect::target::cuda::{Cuda, DevicePtr as Place};
-use advect::{Dtype, Element};
 use candle_core::backend::BackendStorage;
 use candle_core::cuda::cudarc::driver::{CudaStream, DevicePtr, DevicePtrMut, DeviceRepr};
-use candle_core::cuda::{CudaDType, CudaStorage, WrapErr};
+use candle_core::cuda::{CudaDType, CudaStorage};
 use candle_core::{DType, Error, Result, Shape, Storage};
 use half::{bf16, f16};
 use std::collections::HashMap;
@@ -86,4 +86,44 @@ fn place<T: Element>(address: u64, elements: usize) -> Place {
     // SAFETY: `elements` elements from `address` on are a slice of candle's, kept alive in stream order: it is
     // freed by its stream, after the work that was launched before.
     unsafe { Place::new(address, (elements * size_of::<T>()) as u64) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use advect::Memory;
+    use advect::op::prepare;
+    use advect::ops::{Attention, AttentionArgs};
+    use candle_core::{Device, Tensor};
+
+    #[test]
+    fn addresses_and_sizes_are_handed_over_as_they_are() {
+        let memory = place::<f16>(0x7f00_0000_1000, 10);
+        assert_eq!((memory.address(), memory.byte_len()), (0x7f00_0000_1000, 20));
+    }
+
+    /// What `launch` hands to advect, up to the driver: a packed projection at a made-up address.
+    #[test]
+    fn a_call_over_device_pointers_is_accepted() {
+        let qkv = Tensor::zeros((2, 7, 3, 4, 8), DType::F32, &Device::Cpu).unwrap();
+        let part = |i| qkv.narrow(2, i, 1).unwrap().squeeze(2).unwrap().transpose(1, 2).unwrap();
+        let parts = [part(0), part(1), part(2)];
+        let at = |first: u64, elements| place::<f32>(first, elements);
+        let operands = parts.iter().map(|t| Some((at(0x1000, qkv.elem_count()), t.layout()))).collect();
+        let op = Attention::new(8);
+        let call = Call::new(op, &parts.each_ref().map(Some)).unwrap();
+        let args: AttentionArgs<Place, Place> =
+            call.args(<f32 as Element>::DTYPE, operands, at(0x10_0000, 2 * 7 * 4 * 8)).unwrap();
+        assert_eq!((args.k.offset(), args.k.strides()), (32, &[672, 8, 96, 1][..]));
+        // In the order of the queries: (b, n, h, d).
+        assert_eq!(args.out.strides(), [224, 8, 32, 1]);
+        prepare(&op, &args).unwrap();
+    }
+
+    #[test]
+    fn without_a_device_there_is_an_error() {
+        // Where there are devices, one past the last.
+        let missing = advect::target::cuda::count().unwrap_or(0);
+        assert!(matches!(kernels(missing), Err(Error::WrappedContext { .. } | Error::WithBacktrace { .. })));
+    }
 }
