@@ -8,11 +8,15 @@
 
 use crate::dtype::Dtype;
 use crate::op::{Consts, Language, Op, Plan, Scalar, Scalars, Signature, Slot};
+use std::borrow::Cow;
 use std::fmt::Write;
+
+/// What the CUDA prelude needs itself.
+const ELEMENT: &str = "common/element.cuh";
 
 /// Files that kernels may include, by the name they use.
 const INCLUDES: &[(&str, &str)] = &[
-    ("common/element.cuh", include_str!("../kernels/common/element.cuh")),
+    (ELEMENT, include_str!("../kernels/common/element.cuh")),
     ("common/reduce.cuh", include_str!("../kernels/common/reduce.cuh")),
     ("common/activation.cuh", include_str!("../kernels/common/activation.cuh")),
     ("common/span.cuh", include_str!("../kernels/common/span.cuh")),
@@ -47,13 +51,17 @@ impl Variant {
 pub fn source<T: Op>(signature: &Signature, consts: &Consts, language: Language) -> String {
     match language {
         Language::Cuda { .. } => {
-            cuda_prelude(T::Params::FIELDS, signature, consts) + &expand(T::CUDA, &mut Vec::new())
+            let name = format!("{}.cu", T::NAME);
+            cuda_prelude(T::Params::FIELDS, signature, consts)
+                + &expand(&name, T::CUDA, Lines::Marked, &mut Vec::new())
         }
         Language::Wgsl { f16, subgroups, immediates } => {
             let consts = consts.clone().set("SUBGROUPS", u32::from(subgroups)).set("F16", u32::from(f16));
             let immediate = params_bytes::<T>(signature) <= immediates;
             let prelude = wgsl_prelude(T::Params::FIELDS, signature, &consts, f16, immediate);
-            prelude + &conditional(&expand(T::WGSL, &mut Vec::new()), &defines(signature, &consts))
+            let name = format!("{}.wgsl", T::NAME);
+            let text = expand(&name, T::WGSL, Lines::Plain, &mut Vec::new());
+            prelude + &conditional(&text, &defines(signature, &consts))
         }
     }
 }
@@ -64,17 +72,32 @@ pub fn params_bytes<T: Op>(signature: &Signature) -> u32 {
     4 * (T::Params::FIELDS.len() + starts) as u32
 }
 
-/// Replaces each `#include "name"` line by that file, once.
-fn expand(text: &str, seen: &mut Vec<String>) -> String {
+/// Whether the text says which line of which file follows.
+#[derive(Clone, Copy, PartialEq)]
+enum Lines {
+    /// By `#line`, so that compilers and line information name the kernel file, not this expansion of it.
+    Marked,
+    /// WGSL has no such thing.
+    Plain,
+}
+
+/// The file `name` with each `#include "name"` line replaced by that file, once.
+fn expand(name: &str, built_in: &str, lines: Lines, seen: &mut Vec<String>) -> String {
+    let text = overridden(name).unwrap_or(Cow::Borrowed(built_in));
     let mut out = String::with_capacity(text.len());
-    for line in text.lines() {
-        let name = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
-        match name {
-            Some(name) if seen.iter().any(|s| s == name) => {}
-            Some(name) => {
-                seen.push(name.to_owned());
-                let body = INCLUDES.iter().find(|(n, _)| *n == name).map(|(_, body)| *body);
-                out += &body.map_or_else(|| format!("#error no file {name}\n"), |b| expand(b, seen));
+    let mark = |out: &mut String, line: usize| {
+        if lines == Lines::Marked {
+            let _ = writeln!(out, "#line {line} \"kernels/{name}\"");
+        }
+    };
+    mark(&mut out, 1);
+    for (number, line) in text.lines().enumerate() {
+        let included = line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"'));
+        match included {
+            Some(file) if seen.iter().any(|s| s == file) => out.push('\n'),
+            Some(file) => {
+                out += &include(file, lines, seen);
+                mark(&mut out, number + 2);
             }
             None => {
                 out += line;
@@ -83,6 +106,27 @@ fn expand(text: &str, seen: &mut Vec<String>) -> String {
         }
     }
     out
+}
+
+/// One of the files that kernels may include.
+fn include(file: &str, lines: Lines, seen: &mut Vec<String>) -> String {
+    seen.push(file.to_owned());
+    let body = INCLUDES.iter().find(|(name, _)| *name == file);
+    body.map_or_else(|| format!("#error no file {file}\n"), |(_, body)| expand(file, body, lines, seen))
+}
+
+/// In builds for tests, `ADVECT_KERNELS` names a folder; the files that it has in `kernels/` and `shaders/`
+/// take the place of the built-in ones, so that a kernel can be changed without building anything.
+#[cfg(feature = "ptx-sim")]
+fn overridden(name: &str) -> Option<Cow<'static, str>> {
+    let folder = std::path::PathBuf::from(std::env::var_os("ADVECT_KERNELS")?);
+    let path = folder.join(if name.ends_with(".wgsl") { "shaders" } else { "kernels" }).join(name);
+    std::fs::read_to_string(path).ok().map(Cow::Owned)
+}
+
+#[cfg(not(feature = "ptx-sim"))]
+fn overridden(_: &str) -> Option<Cow<'static, str>> {
+    None
 }
 
 /// What `#if` may ask in WGSL: the constants, and `HAS_X` for each operand.
@@ -128,7 +172,8 @@ fn cuda_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Const
     for (name, value) in consts.iter() {
         let _ = writeln!(s, "#define {name} {value}");
     }
-    s += &expand("#include \"common/element.cuh\"\n", &mut Vec::new());
+    s += &include(ELEMENT, Lines::Marked, &mut Vec::new());
+    s += "#line 1 \"prelude\"\n";
     s += "struct Params {\n";
     for (name, scalar) in fields {
         let ty = match scalar {

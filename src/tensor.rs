@@ -309,6 +309,15 @@ impl Device {
         Ok(())
     }
 
+    /// On a simulated GPU, makes bytes count as never written, so that a kernel that reads them is at fault.
+    #[cfg(feature = "ptx-sim")]
+    pub(crate) fn forget(&self, storage: &mut Storage, bytes: std::ops::Range<usize>) -> Result<()> {
+        match self {
+            Self::PtxSim(sim) => sim.forget(storage.simulated_mut()?, bytes),
+            _ => Ok(()),
+        }
+    }
+
     /// Waits for everything launched and reads all of `storage` into `bytes`, which must be as long.
     ///
     /// # Errors

@@ -170,6 +170,68 @@ fn memory_of_another_device_is_refused() {
     assert_eq!(out.to_f32(&second).unwrap(), [0.0; 16]);
 }
 
+fn fails_as_lost(what: &str, result: Result<(), Error>) {
+    let error = result.expect_err(what);
+    assert!(matches!(error, Error::Driver { .. }), "{what}: {error}");
+}
+
+/// Destroys the device under a queue that has just been used. The next call that allocates or waits finds out,
+/// and from then on every call says so; none panics or hangs.
+fn lose(queue: &Queue, first: impl Fn(&Queue, &wgpu::Buffer) -> Result<(), Error>) {
+    let (x, out) = (queue.alloc(16).unwrap(), queue.alloc(64).unwrap());
+    let args = || ResampleArgs {
+        x: View::contiguous(&x, Dtype::F32, &[1, 1, 2, 2]).unwrap(),
+        out: View::contiguous(&out, Dtype::F32, &[1, 1, 4, 4]).unwrap(),
+    };
+    queue.run(&Resample::Up2, args()).unwrap();
+    queue.wgpu().device().destroy();
+    fails_as_lost("first", first(queue, &out));
+    fails_as_lost("run", queue.run(&Resample::Up2, args()));
+    fails_as_lost("prepare", queue.wgpu().prepare(&Resample::Up2, args()).map(drop));
+    fails_as_lost("write", queue.write(&x, &[0; 16]));
+    fails_as_lost("alloc", queue.alloc(1 << 20).map(drop));
+    fails_as_lost("read", queue.read(&out, &mut [0; 64]));
+    fails_as_lost("synchronize", queue.synchronize());
+}
+
+#[test]
+fn loss_of_a_device_is_an_error() {
+    type Call = fn(&Queue, &wgpu::Buffer) -> Result<(), Error>;
+    let calls: [Call; 3] =
+        [|q, _| q.synchronize(), |q, out| q.read(out, &mut [0; 64]), |q, _| q.alloc(64).map(drop)];
+    for first in calls {
+        if open(Features::empty(), |_| ()).is_none() {
+            return;
+        }
+        lose(&Queue::new(Wgpu::new(0).unwrap()), first);
+    }
+}
+
+/// The host's callback is the host's.
+#[test]
+fn loss_of_the_hosts_device_is_an_error() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let told = std::sync::Arc::new(std::sync::atomic::AtomicBool::new(false));
+    let tell = told.clone();
+    device.set_device_lost_callback(move |_, _| tell.store(true, std::sync::atomic::Ordering::Relaxed));
+    lose(&Queue::new((Wgpu::from_device(device), queue)), |q, _| q.synchronize());
+    assert!(told.load(std::sync::atomic::Ordering::Relaxed), "the host's callback was replaced");
+}
+
+/// What a device cannot hold is an error, not a crash, and the device goes on.
+#[test]
+fn more_memory_than_there_is_is_an_error() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let queue = Queue::new((Wgpu::from_device(device), queue));
+    let error = queue.alloc(1 << 60).unwrap_err();
+    assert!(matches!(error, Error::Limit { .. } | Error::Driver { .. }), "{error}");
+    let device = Device::Wgpu(queue);
+    let x = Tensor::new(&device, Dtype::F32, &[1, 1, 2, 2]).unwrap();
+    let mut out = Tensor::new(&device, Dtype::F32, &[1, 1, 4, 4]).unwrap();
+    device.run(&Resample::Up2, ResampleArgs { x: x.view(), out: out.view_mut() }).unwrap();
+    assert_eq!(out.to_f32(&device).unwrap(), [0.0; 16]);
+}
+
 #[test]
 fn a_missing_adapter_says_what_to_do() {
     let error = Wgpu::new(99).unwrap_err().to_string();

@@ -233,6 +233,17 @@ impl Gpu {
         Ok(())
     }
 
+    /// Makes bytes count as never written: a kernel that reads them, and not the host, is at fault. For
+    /// padding that nothing may look at.
+    ///
+    /// # Errors
+    /// [`Error::Memory`] outside of an allocation.
+    pub fn forget(&mut self, address: u64, bytes: usize) -> Result<()> {
+        let (alloc, at) = self.host(address, bytes)?;
+        alloc.mark(at, bytes as u64, false);
+        Ok(())
+    }
+
     /// Copies to the host. Bytes that nothing has written read as 0xff.
     ///
     /// # Errors

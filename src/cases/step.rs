@@ -13,6 +13,9 @@ const SEED: u64 = 0x0123_4567_89ab_cdef;
 /// Coefficients like those of a solver: one near 1, small ones of both signs.
 const C: [f32; MAX_BUFFERS] = [0.9375, -0.31, 0.125, 1.5, -0.02, 0.7, -1.1, 0.33];
 
+/// Coefficients of tables, of which there are 9 a sample: rows differ. A 0 among them: that buffer is not read.
+const ROWS: [f32; 11] = [0.5, -1.25, 0.0, 2.0, 0.3, -0.7, 1.0, 0.9, 1.5, -0.25, 0.8];
+
 /// How the buffers lie.
 #[derive(Clone, Copy, PartialEq)]
 enum Lie {
@@ -45,10 +48,12 @@ struct Given {
     fill: (&'static str, Fill),
     /// Coefficients by value.
     c: [f32; MAX_BUFFERS],
+    /// Coefficients of a table, repeated from sample to sample.
+    rows: Vec<f32>,
 }
 
 fn case(g: Given) -> Case<Step> {
-    let Given { dtype, shape, buffers, lie, table, noise, fill: (filling, fill), c } = g;
+    let Given { dtype, shape, buffers, lie, table, noise, fill: (filling, fill), c, rows } = g;
     let rank = shape.len();
     let name = match lie {
         Lie::Dense => "dense",
@@ -86,11 +91,7 @@ fn case(g: Given) -> Case<Step> {
             x5: x(5),
             x6: x(6),
             x7: x(7),
-            table: table.map(|l| {
-                // A 0 among them: that buffer is not read.
-                let c = Fill::Values(vec![0.5, -1.25, 0.0, 2.0, 0.3, -0.7, 1.0, 0.9, 1.5, -0.25, 0.8]);
-                view(Dtype::F32, &[shape[0], MAX_BUFFERS + 1], &l, c)
-            }),
+            table: table.map(|l| view(Dtype::F32, &[shape[0], MAX_BUFFERS + 1], &l, Fill::Values(rows))),
             out: view(dtype, &shape, &layout(lie, rank, 3), ()),
         },
     }
@@ -107,6 +108,7 @@ impl Verified for Step {
             noise: None,
             fill: ("normal", Fill::Normal(1.0)),
             c: C,
+            rows: ROWS.to_vec(),
         };
         let mut all = Vec::new();
         // Every number of buffers, each way; 9 operands and a table are more than some devices bind.
@@ -141,7 +143,13 @@ impl Verified for Step {
         all.push(case(Given { noise: Some(9), ..plain(&[40, 1, 28, 28], 2) }));
         // Pure noise: the buffer has coefficient 0 and is not read. Also a hole among the buffers.
         let fences = ("not-a-number", Fill::Constant(f32::NAN));
-        all.push(case(Given { noise: Some(2), c: [0.0; 8], fill: fences, ..plain(&[3, 1000], 1) }));
+        all.push(case(Given { noise: Some(2), c: [0.0; 8], fill: fences.clone(), ..plain(&[3, 1000], 1) }));
+        for shape in [&[3, 1000][..], &[2, 7]] {
+            let rows = vec![0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.75];
+            let table = Some(Layout::Contiguous);
+            let noise = Some(2);
+            all.push(case(Given { noise, table, rows, fill: fences.clone(), ..plain(shape, MAX_BUFFERS) }));
+        }
         all.push(case(Given { c: [1.0, 0.0, 0.0, -1.0, 0.0, 0.5, 0.0, 0.0], ..plain(&[2, 100], 6) }));
         // Cancellation, overflow to infinity or the largest number, small numbers, zeros.
         let largest = dtype.largest() as f32;
@@ -167,12 +175,13 @@ impl Verified for Step {
         case(Given {
             dtype,
             shape,
-            buffers: rng.random_range(1..MAX_BUFFERS),
+            buffers: rng.random_range(1..=MAX_BUFFERS),
             lie: lies[rng.random_range(0..4)],
             table: rng.random::<bool>().then_some(gaps),
             noise: rng.random::<bool>().then(|| rng.random()),
             fill: ("uniform", Fill::Uniform(-2.0, 2.0)),
             c,
+            rows: ROWS.to_vec(),
         })
     }
 

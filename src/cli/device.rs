@@ -15,8 +15,8 @@ pub(crate) enum Choice {
     Wgpu(usize),
     /// The NVIDIA GPU of this number.
     Cuda(usize),
-    /// A simulated NVIDIA GPU of this architecture.
-    PtxSim(u32),
+    /// A simulated NVIDIA GPU: of this architecture, or all that the tests use.
+    PtxSim(Option<u32>),
 }
 
 /// The architectures that kernels are compiled for.
@@ -33,12 +33,15 @@ impl FromStr for Choice {
             "cpu" if index.is_none() => Ok(Self::Cpu),
             "wgpu" => Ok(Self::Wgpu(number()?)),
             "cuda" => Ok(Self::Cuda(number()?)),
+            "ptx-sim" if index.is_none() => Ok(Self::PtxSim(None)),
             "ptx-sim" => {
-                let arch = index.unwrap_or("80").parse().ok().filter(|arch| ARCHITECTURES.contains(arch));
-                arch.map(Self::PtxSim)
-                    .ok_or_else(|| format!("`{s}`: one of {ARCHITECTURES:?} follows the colon"))
+                let arch = number().ok().and_then(|n| u32::try_from(n).ok());
+                match arch.filter(|arch| ARCHITECTURES.contains(arch)) {
+                    Some(arch) => Ok(Self::PtxSim(Some(arch))),
+                    None => Err(format!("`{s}`: one of {ARCHITECTURES:?} follows the colon")),
+                }
             }
-            _ => Err("wanted auto, cpu, wgpu, wgpu:N, cuda, cuda:N or ptx-sim:ARCH".into()),
+            _ => Err("wanted auto, cpu, wgpu, wgpu:N, cuda, cuda:N, ptx-sim or ptx-sim:ARCH".into()),
         }
     }
 }
@@ -59,9 +62,17 @@ impl Choice {
             Self::Cpu => Device::cpu(threads)?,
             Self::Wgpu(index) => wgpu(index)?,
             Self::Cuda(index) => cuda(index)?,
-            Self::PtxSim(arch) => ptx_sim(arch)?,
+            Self::PtxSim(arch) => ptx_sim(arch.unwrap_or(80))?,
         };
         Ok(device)
+    }
+
+    /// All the devices that this names: several for `ptx-sim`, of different architectures and orders of warps.
+    pub(crate) fn open_all(self) -> Result<Vec<Device>> {
+        match self {
+            Self::PtxSim(None) => simulators(),
+            one => Ok(vec![one.open(0)?]),
+        }
     }
 }
 
@@ -78,6 +89,16 @@ fn wgpu(_: usize) -> Result<Device> {
 #[cfg(feature = "ptx-sim")]
 fn ptx_sim(arch: u32) -> Result<Device> {
     Ok(Device::ptx_sim(arch)?)
+}
+
+#[cfg(feature = "ptx-sim")]
+fn simulators() -> Result<Vec<Device>> {
+    Ok(advect::verify::simulators()?)
+}
+
+#[cfg(not(feature = "ptx-sim"))]
+fn simulators() -> Result<Vec<Device>> {
+    ptx_sim(80).map(|device| vec![device])
 }
 
 #[cfg(not(feature = "ptx-sim"))]
@@ -138,7 +159,9 @@ mod tests {
         assert_eq!(parsed("cpu"), Some(Choice::Cpu));
         assert_eq!(parsed("wgpu"), Some(Choice::Wgpu(0)));
         assert_eq!(parsed("cuda:3"), Some(Choice::Cuda(3)));
-        for wrong in ["", "gpu", "cpu:0", "wgpu:", "wgpu:-1", "cuda:x", "auto:1"] {
+        assert_eq!(parsed("ptx-sim"), Some(Choice::PtxSim(None)));
+        assert_eq!(parsed("ptx-sim:75"), Some(Choice::PtxSim(Some(75))));
+        for wrong in ["", "gpu", "cpu:0", "wgpu:", "wgpu:-1", "cuda:x", "auto:1", "ptx-sim:", "ptx-sim:81"] {
             assert_eq!(parsed(wrong), None, "{wrong}");
         }
     }

@@ -1,14 +1,13 @@
 //! The commands. Each is a module with its arguments and a `run`.
 
 mod bench;
+mod counters;
 mod device;
 mod devices;
 mod kernels;
 mod sample;
 mod verify;
 
-use advect::View;
-use advect::ops::StepArgs;
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use std::ops::Range;
@@ -81,23 +80,6 @@ fn quiet_layers() {
 fn is_broken_pipe(error: &anyhow::Error) -> bool {
     let io = error.downcast_ref::<std::io::Error>();
     io.is_some_and(|e| e.kind() == std::io::ErrorKind::BrokenPipe)
-}
-
-/// The operands of a `step` over one to eight buffers.
-fn step_args<I, O>(buffers: impl IntoIterator<Item = View<I>>, out: View<O>) -> StepArgs<I, O> {
-    let mut x = buffers.into_iter();
-    StepArgs {
-        x0: x.next().expect("a step has at least one buffer"),
-        x1: x.next(),
-        x2: x.next(),
-        x3: x.next(),
-        x4: x.next(),
-        x5: x.next(),
-        x6: x.next(),
-        x7: x.next(),
-        table: None,
-        out,
-    }
 }
 
 /// A table of plain text whose columns `numbers` are aligned to the right.

@@ -1,5 +1,6 @@
 //! `advect verify`: every case on every device against the f64 definition.
 
+use super::counters::Counted;
 use super::device::Choice;
 use advect::verify::{self, OpVisitor, Outcome, Selection, Status, Verified, each_op};
 use advect::{Device, Dtype};
@@ -16,13 +17,16 @@ Examples:
   advect verify --device wgpu --op step  one op on one device
   advect verify --case 'mode=up n=2'     the cases whose name contains this
   advect verify --fuzz 200 --seed 7      with 200 random cases an op and dtype
+  advect verify --op conv --device ptx-sim:80 --counters
+                                         what each CUDA kernel executes and moves (build: --features ptx-sim)
 ";
 
 /// Arguments of `advect verify`.
 #[derive(clap::Args)]
 #[command(after_help = EXAMPLES)]
 pub(crate) struct VerifyArgs {
-    /// One device instead of all: auto, cpu, wgpu[:N], cuda[:N] or, in a build with it, ptx-sim[:ARCH].
+    /// One device instead of all: auto, cpu, wgpu[:N], cuda[:N] or, in a build with them, ptx-sim (all
+    /// simulated GPUs that the tests use) and ptx-sim:ARCH.
     #[arg(long, value_name = "D")]
     device: Option<Choice>,
     /// One op instead of all.
@@ -40,6 +44,12 @@ pub(crate) struct VerifyArgs {
     /// Seed of the random cases.
     #[arg(long, default_value_t = 0)]
     seed: u64,
+    /// Stop at the first failure, and take the cases in a random order, which finds one sooner.
+    #[arg(long)]
+    fail_fast: bool,
+    /// Print what the kernels executed and moved on simulated GPUs: a block a kernel, or a case with --case.
+    #[arg(long)]
+    counters: bool,
     /// Write one JSON object a case to this file.
     #[arg(long, value_name = "FILE")]
     json: Option<PathBuf>,
@@ -47,7 +57,7 @@ pub(crate) struct VerifyArgs {
 
 pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     let devices = match args.device {
-        Some(choice) => vec![choice.open(0)?],
+        Some(choice) => choice.open_all()?,
         None => verify::devices()?,
     };
     for face in verify::required().iter().filter(|_| args.device.is_none()) {
@@ -57,6 +67,11 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     }
     if devices.is_empty() {
         bail!("ADVECT_FACES leaves no device that is here");
+    }
+    if args.counters && !devices.iter().any(|d| d.face() == "ptx-sim") {
+        bail!(
+            "--counters counts on simulated GPUs: add `--device ptx-sim` (or `ptx-sim:80`), in a build with `--features ptx-sim`"
+        );
     }
     let json = match &args.json {
         Some(path) => {
@@ -70,6 +85,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         case: args.case.clone(),
         fuzz: args.fuzz,
         seed: args.seed,
+        fail_fast: args.fail_fast,
     };
     let mut session = Session {
         args,
@@ -79,6 +95,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         names: Vec::new(),
         rows: BTreeMap::new(),
         failures: Vec::new(),
+        counted: Counted::default(),
         broken: None,
     };
     each_op(&mut session);
@@ -95,6 +112,15 @@ struct Row {
     worst_case: String,
 }
 
+/// A line of the JSON file.
+#[derive(serde::Serialize)]
+struct Line<'a> {
+    #[serde(flatten)]
+    outcome: &'a Outcome,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    counters: Option<serde_json::Value>,
+}
+
 struct Session<'a> {
     args: &'a VerifyArgs,
     devices: Vec<Device>,
@@ -104,6 +130,7 @@ struct Session<'a> {
     /// By op (in order), device (in order), dtype (in order).
     rows: BTreeMap<(usize, usize, usize), Row>,
     failures: Vec<Outcome>,
+    counted: Counted,
     /// The first failure to write the JSON file.
     broken: Option<anyhow::Error>,
 }
@@ -111,7 +138,8 @@ struct Session<'a> {
 impl OpVisitor for Session<'_> {
     fn visit<T: Verified>(&mut self) {
         self.names.push(T::NAME);
-        if self.args.op.as_ref().is_some_and(|op| op != T::NAME) {
+        let ended = self.args.fail_fast && !self.failures.is_empty();
+        if ended || self.args.op.as_ref().is_some_and(|op| op != T::NAME) {
             return;
         }
         let devices = self.devices.clone();
@@ -122,8 +150,11 @@ impl OpVisitor for Session<'_> {
 
 impl Session<'_> {
     fn note(&mut self, outcome: Outcome) {
+        let device = self.devices.iter().find(|d| d.name() == outcome.device);
+        let counters =
+            device.and_then(|device| self.counted.note(device, &outcome, self.args.case.is_some()));
         if let Some(json) = &mut self.json {
-            let written = serde_json::to_writer(&mut *json, &outcome)
+            let written = serde_json::to_writer(&mut *json, &Line { outcome: &outcome, counters })
                 .map_err(anyhow::Error::from)
                 .and_then(|()| Ok(writeln!(json)?));
             if let Err(error) = written {
@@ -177,6 +208,9 @@ impl Session<'_> {
         let mut out = std::io::stdout().lock();
         writeln!(out, "{}", table.trim_fmt())?;
         writeln!(out, "worst: the largest error as a fraction of its bound")?;
+        if self.args.counters {
+            self.counted.print(&mut out)?;
+        }
         for face in ["cpu", "wgpu", "cuda"] {
             if self.args.device.is_none() && !self.devices.iter().any(|d| d.face() == face) {
                 writeln!(out, "{face}: no device, so nothing ran there (`advect devices` says why)")?;

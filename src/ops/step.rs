@@ -48,6 +48,28 @@ pub struct Noise {
     pub stream: u64,
 }
 
+impl Step {
+    /// The sum of buffers times these coefficients, each rounded once to f32.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there are more than [`MAX_BUFFERS`].
+    pub fn sum(coefficients: &[f64]) -> Result<Self> {
+        let mut x = [0.0; MAX_BUFFERS];
+        let Some(given) = x.get_mut(..coefficients.len()) else {
+            let wanted = format!("at most {MAX_BUFFERS}");
+            return Err(Error::argument(NAME, "coefficients", wanted, coefficients.len()));
+        };
+        given.iter_mut().zip(coefficients).for_each(|(x, &c)| *x = c as f32);
+        Ok(Self { coefficients: Coefficients::Values { x, noise: 0.0 }, noise: None })
+    }
+
+    /// Standard normal noise alone, times `scale`: the one buffer of the call is not read.
+    pub fn noise(scale: f32, noise: Noise) -> Self {
+        let coefficients = Coefficients::Values { x: [0.0; MAX_BUFFERS], noise: scale };
+        Self { coefficients, noise: Some(noise) }
+    }
+}
+
 crate::operands! {
     /// Operands of [`Step`]: buffers of one dtype and shape `[b, ..]` of 1 to 4 axes, with free strides.
     /// `e` counts a sample's elements row-major, whatever the strides.
@@ -72,6 +94,26 @@ crate::operands! {
         table: optional,
         /// The result.
         out: output,
+    }
+}
+
+impl<I, O> StepArgs<I, O> {
+    /// The buffers of a combination in order, and no table.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when there is none or there are more than [`MAX_BUFFERS`].
+    pub fn over(buffers: impl IntoIterator<Item = View<I>>, out: View<O>) -> Result<Self> {
+        let mut x = buffers.into_iter();
+        let Some(x0) = x.next() else {
+            return Err(Error::argument(NAME, "buffers", "at least 1", "none"));
+        };
+        let [x1, x2, x3, x4, x5, x6, x7] = std::array::from_fn(|_| x.next());
+        let more = x.count();
+        if more > 0 {
+            let wanted = format!("at most {MAX_BUFFERS}");
+            return Err(Error::argument(NAME, "buffers", wanted, MAX_BUFFERS + more));
+        }
+        Ok(Self { x0, x1, x2, x3, x4, x5, x6, x7, table: None, out })
     }
 }
 

@@ -13,7 +13,17 @@ use crate::source::{self, Variant};
 use crate::view::Memory;
 use ptx_sim::{Counters, Gpu, Launch, Module, Schedule};
 use std::collections::HashMap;
+use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+/// What one launch executed and moved.
+#[derive(Debug, Clone)]
+pub struct Launched {
+    /// The kernel's name in its file.
+    pub kernel: &'static str,
+    /// The counts, by the rules in the simulator's documentation.
+    pub counters: Counters,
+}
 
 /// A simulated GPU of one architecture. Cheap to clone.
 #[derive(Clone)]
@@ -26,7 +36,7 @@ struct Shared {
     compiler: Compiler,
     gpu: Mutex<Gpu>,
     modules: Mutex<HashMap<Variant, Arc<Module>>>,
-    counters: Mutex<Option<Counters>>,
+    last: Mutex<Option<Launched>>,
 }
 
 impl std::fmt::Debug for PtxSim {
@@ -58,7 +68,7 @@ impl PtxSim {
             compiler: Compiler::new()?,
             gpu: Mutex::new(Gpu::new()),
             modules: Mutex::default(),
-            counters: Mutex::default(),
+            last: Mutex::default(),
         })))
     }
 
@@ -67,9 +77,9 @@ impl PtxSim {
         &self.0.caps
     }
 
-    /// What the last launch executed and moved, since this was last asked.
-    pub fn take_counters(&self) -> Option<Counters> {
-        lock(&self.0.counters).take()
+    /// The last launch, when there was one since this was last asked.
+    pub fn take_launch(&self) -> Option<Launched> {
+        lock(&self.0.last).take()
     }
 
     fn failed(&self, call: &'static str, error: impl ToString) -> Error {
@@ -88,6 +98,15 @@ impl PtxSim {
     /// [`Error::Driver`] when the bytes do not fit.
     pub fn write(&self, buffer: &mut Buffer, bytes: &[u8]) -> Result<()> {
         lock(&self.0.gpu).write(buffer.address, bytes).map_err(|e| self.failed("write", e))
+    }
+
+    /// Makes bytes of a buffer count as never written, so that a kernel that reads them is at fault.
+    ///
+    /// # Errors
+    /// [`Error::Driver`] when they are not all in the buffer.
+    pub fn forget(&self, buffer: &mut Buffer, bytes: Range<usize>) -> Result<()> {
+        let at = buffer.address + bytes.start as u64;
+        lock(&self.0.gpu).forget(at, bytes.len()).map_err(|e| self.failed("forget", e))
     }
 
     /// Reads a buffer from its start.
@@ -123,7 +142,7 @@ impl PtxSim {
         let report = module
             .launch(&mut lock(&self.0.gpu), variant.entry, &launch)
             .map_err(|e| self.failed("launch", e))?;
-        *lock(&self.0.counters) = Some(report.counters);
+        *lock(&self.0.last) = Some(Launched { kernel: variant.entry, counters: report.counters });
         Ok(())
     }
 
@@ -135,12 +154,28 @@ impl PtxSim {
         }
         let text = source::source::<T>(&variant.signature, &variant.consts, self.0.caps.language);
         let ptx = self.0.compiler.compile(T::NAME, &text, &architecture(self.0.arch), Output::Ptx)?.bytes;
-        let ptx = String::from_utf8_lossy(&ptx);
+        let ptx = relative(&String::from_utf8_lossy(&ptx));
         let module = Module::parse(&ptx).map_err(|e| self.failed("parse", e))?;
         let module = Arc::new(module);
         modules.insert(variant.clone(), module.clone());
         Ok(module)
     }
+}
+
+/// PTX whose line information names `kernels/conv.cu`, as the source does: NVRTC puts the folder before it
+/// that the process ran in.
+fn relative(ptx: &str) -> String {
+    let mut out = String::with_capacity(ptx.len());
+    for line in ptx.split_inclusive('\n') {
+        match (line.trim_start().starts_with(".file"), line.find('"'), line.find("/kernels/")) {
+            (true, Some(open), Some(at)) => {
+                out += &line[..=open];
+                out += &line[at + 1..];
+            }
+            _ => out += line,
+        }
+    }
+    out
 }
 
 /// Memory of a simulated GPU, freed when this is dropped.

@@ -21,8 +21,8 @@
 //! ```
 //!
 //! Params travel as immediates where the device was made with `Features::IMMEDIATES` and they fit, and
-//! otherwise in a small uniform buffer made per launch, which is then the one allocation of a launch
-//! besides its bind group.
+//! otherwise in a small uniform buffer. [`Within::run`] makes it, and a bind group, for each launch; a host that
+//! records the same loop again and again makes them once, with [`Wgpu::prepare`], and then allocates nothing.
 
 mod queue;
 
@@ -35,6 +35,7 @@ use crate::view::{Memory, View};
 use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 impl Memory for &wgpu::Buffer {
@@ -60,6 +61,8 @@ struct Shared {
     nothing: wgpu::Buffer,
     offset_alignment: u64,
     kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
+    /// Whether the device is known to be lost. WebGPU lets calls on a lost device do nothing, in silence.
+    lost: Arc<AtomicBool>,
 }
 
 struct Kernel {
@@ -119,10 +122,13 @@ impl Wgpu {
             remedy: "install a Vulkan driver (mesa-vulkan-drivers has a software one) or use the cpu".into(),
         })?;
         let (device, queue) = open(adapter)?;
-        Ok((Self::from_device(device), queue))
+        let wgpu = Self::from_device(device);
+        let lost = wgpu.0.lost.clone();
+        wgpu.device().set_device_lost_callback(move |_, _| lost.store(true, Ordering::Relaxed));
+        Ok((wgpu, queue))
     }
 
-    /// Borrows the host's device. Kernels use f16, subgroups and immediates as far as the device was made
+    /// Borrows the host's device, whose callback for its loss stays the host's. Kernels use f16, subgroups and immediates as far as the device was made
     /// with those features, and stay within the limits that it was made with.
     pub fn from_device(device: wgpu::Device) -> Self {
         let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
@@ -158,8 +164,8 @@ impl Wgpu {
             mapped_at_creation: false,
         });
         let offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        let kernels = Mutex::default();
-        Self(Arc::new(Shared { device, caps, nothing, offset_alignment, kernels }))
+        let (kernels, lost) = (Mutex::default(), Arc::default());
+        Self(Arc::new(Shared { device, caps, nothing, offset_alignment, kernels, lost }))
     }
 
     /// What the device can do.
@@ -170,6 +176,29 @@ impl Wgpu {
     /// The device.
     pub fn device(&self) -> &wgpu::Device {
         &self.0.device
+    }
+
+    /// Fails when the device is known to be lost.
+    fn alive(&self, call: &'static str) -> Result<()> {
+        if !self.0.lost.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        let message = "the device is lost; open it anew".into();
+        Err(Error::Driver { target: self.0.caps.name.clone(), call, message })
+    }
+
+    /// Finds out whether the device is lost: a buffer made on a lost one has no memory to show.
+    fn probe(&self, call: &'static str) -> Result<()> {
+        let probe = self.0.device.create_buffer(&wgpu::BufferDescriptor {
+            label: Some("advect probe"),
+            size: 4,
+            usage: wgpu::BufferUsages::COPY_SRC,
+            mapped_at_creation: true,
+        });
+        if probe.get_mapped_range(..).is_err() {
+            self.0.lost.store(true, Ordering::Relaxed);
+        }
+        self.alive(call)
     }
 
     /// Launches into the host's pass. The host ends the pass and submits.
@@ -185,6 +214,21 @@ impl Wgpu {
         let (params, signature) = op::prepare(op, args)?;
         let plan = op.plan(&params, &signature, self.caps())?;
         self.kernel::<T>(&plan, signature).map(drop)
+    }
+
+    /// Validates one op, compiles its kernel and makes what its launch needs, so that recording it, as often as
+    /// the host likes, allocates nothing and cannot fail.
+    ///
+    /// # Errors
+    /// As [`Within::run`].
+    pub fn prepare<'b, T: Op>(
+        &self,
+        op: &T,
+        args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+    ) -> Result<Prepared> {
+        let mut launches = Vec::new();
+        self.launches(op, args, &mut launches)?;
+        Ok(Prepared(launches))
     }
 
     /// The pipeline of a plan, compiled at its first use.
@@ -284,12 +328,24 @@ impl Within<'_, '_> {
         op: &T,
         args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
     ) -> Result<()> {
-        let mut launches = Vec::new();
-        self.wgpu.prepare(op, args, &mut launches)?;
-        for launch in launches {
-            launch.record(self.pass);
-        }
+        self.wgpu.prepare(op, args)?.record(self.pass);
         Ok(())
+    }
+}
+
+/// A validated call with all that its dispatches need. It keeps the buffers that it was made over alive.
+pub struct Prepared(Vec<Launch>);
+
+impl Prepared {
+    /// Records the call. The pass is of the device that the call was prepared for.
+    pub fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
+        self.0.iter().for_each(|launch| launch.record(pass));
+    }
+}
+
+impl std::fmt::Debug for Prepared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Prepared").field("dispatches", &self.0.len()).finish_non_exhaustive()
     }
 }
 
@@ -302,7 +358,7 @@ struct Launch {
 }
 
 impl Launch {
-    fn record(self, pass: &mut wgpu::ComputePass<'_>) {
+    fn record(&self, pass: &mut wgpu::ComputePass<'_>) {
         pass.set_pipeline(&self.kernel.pipeline);
         pass.set_bind_group(0, &self.group, &[]);
         if let Some(bytes) = &self.immediates {
@@ -314,7 +370,7 @@ impl Launch {
 
 impl Wgpu {
     /// Validates, plans and compiles a call, cut into as many launches as the binding limit asks for.
-    fn prepare<'b, T: Op>(
+    fn launches<'b, T: Op>(
         &self,
         op: &T,
         args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
@@ -322,6 +378,7 @@ impl Wgpu {
     ) -> Result<()> {
         let (params, signature) = op::prepare(op, &args)?;
         usable::<T>(&args)?;
+        self.alive("launch")?;
         if let Some((arg, bytes)) = self.too_large::<T>(&args) {
             let Some(batch) = batch_of(op, &args).filter(|&b| b > 1) else {
                 return Err(Error::Limit {
@@ -333,8 +390,8 @@ impl Wgpu {
                     target: self.0.caps.name.clone(),
                 });
             };
-            self.prepare(op, cut(op, &args, 0..batch / 2)?, launches)?;
-            return self.prepare(&op.starting_at(batch / 2), cut(op, &args, batch / 2..batch)?, launches);
+            self.launches(op, cut(op, &args, 0..batch / 2)?, launches)?;
+            return self.launches(&op.starting_at(batch / 2), cut(op, &args, batch / 2..batch)?, launches);
         }
         let plan = op.plan(&params, &signature, &self.0.caps)?;
         if plan.grid.contains(&0) {

@@ -2,7 +2,8 @@
 //!
 //! Inputs are rounded to their dtype and surrounded by NaN; outputs start as a poison that no kernel
 //! writes and are fenced with it. So a stray read gives NaN, a stray write breaks the fence, and an
-//! element never written still holds the poison.
+//! element never written still holds the poison. On a simulated GPU a stray read is a finding by itself, also
+//! where nothing comes of it.
 
 use super::case::{Case, Fill, Verified};
 use crate::dtype::{Dtype, Element};
@@ -14,6 +15,8 @@ use half::{bf16, f16};
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
+#[cfg(feature = "ptx-sim")]
+use std::ops::Range;
 
 /// Elements of fence on either side of an operand: a multiple of every alignment that kernels care
 /// about, so that a fence does not hide an aligned fast path.
@@ -94,6 +97,23 @@ fn positions<M>(view: &View<M>) -> Vec<usize> {
     let mut all = vec![view.offset()];
     for (&size, &stride) in view.shape().iter().zip(view.strides()) {
         all = all.iter().flat_map(|&at| (0..size).map(move |i| at + i * stride)).collect();
+    }
+    all
+}
+
+/// The bytes of a view's memory that are no element of it: fences and gaps.
+#[cfg(feature = "ptx-sim")]
+pub(super) fn gaps(view: &View<Vec<u8>>) -> Vec<Range<usize>> {
+    let size = view.dtype().size();
+    let mut elements = positions(view);
+    elements.sort_unstable();
+    let mut end = 0;
+    let mut all = Vec::new();
+    for at in elements.into_iter().map(|p| p * size).chain([view.memory().len()]) {
+        if end < at {
+            all.push(end..at);
+        }
+        end = at + size;
     }
     all
 }

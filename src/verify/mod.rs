@@ -11,6 +11,8 @@ pub mod timing;
 pub use case::{Case, Fill, Layout, Verified, view};
 pub use judge::{Prepared, Verdict};
 pub use probe::{Ceilings, ceilings};
+#[cfg(feature = "ptx-sim")]
+pub use run::simulators;
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 

@@ -10,6 +10,7 @@ use crate::tensor::{Device, Storage};
 use crate::view::View;
 use crate::{Isa, verify};
 use rand::SeedableRng;
+use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 
@@ -24,11 +25,14 @@ pub struct Selection {
     pub fuzz: usize,
     /// The seed of the random cases.
     pub seed: u64,
+    /// Stop at the first failure. Cases then run in a random order, which finds it sooner than lists do, whose
+    /// neighbours are alike.
+    pub fail_fast: bool,
 }
 
 impl Default for Selection {
     fn default() -> Self {
-        Self { dtypes: Dtype::ALL.to_vec(), case: None, fuzz: 0, seed: 0 }
+        Self { dtypes: Dtype::ALL.to_vec(), case: None, fuzz: 0, seed: 0, fail_fast: false }
     }
 }
 
@@ -68,19 +72,34 @@ pub enum Status {
 
 /// Runs the selected cases of one op on every device; `each` sees every outcome as it comes.
 pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut dyn FnMut(Outcome)) {
-    for &dtype in &selection.dtypes {
-        let mut rng = ChaCha8Rng::seed_from_u64(selection.seed);
-        let random = (0..selection.fuzz).map(|i| {
+    let of = |&dtype: &Dtype| selection.cases::<T>(dtype).map(move |case| (dtype, case));
+    let mut cases: Vec<_> = selection.dtypes.iter().flat_map(of).collect();
+    if selection.fail_fast {
+        cases.shuffle(&mut ChaCha8Rng::seed_from_u64(selection.seed));
+    }
+    for (dtype, case) in &cases {
+        let mut failed = false;
+        verify_case(case, *dtype, devices, &mut |outcome| {
+            failed |= matches!(outcome.status, Status::Fail(_));
+            each(outcome);
+        });
+        if failed && selection.fail_fast {
+            return;
+        }
+    }
+}
+
+impl Selection {
+    /// The selected cases of one dtype: the listed ones, then the random ones.
+    fn cases<T: Verified>(&self, dtype: Dtype) -> impl Iterator<Item = Case<T>> {
+        let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
+        let random = (0..self.fuzz).map(move |i| {
             let mut case = T::random(&mut rng, dtype);
-            case.name = format!("fuzz={i} seed={} {}", selection.seed, case.name);
+            case.name = format!("fuzz={i} seed={} {}", self.seed, case.name);
             case
         });
-        for case in T::cases(dtype).into_iter().chain(random) {
-            if selection.case.as_ref().is_some_and(|wanted| !case.name.contains(wanted.as_str())) {
-                continue;
-            }
-            verify_case(&case, dtype, devices, each);
-        }
+        let wanted = |case: &Case<T>| self.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
+        T::cases(dtype).into_iter().chain(random).filter(wanted)
     }
 }
 
@@ -125,7 +144,15 @@ pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<V
     for operand in prepared.args.each() {
         match operand.side {
             Side::Input(None) => {}
-            Side::Input(Some(view)) => inputs.push(upload(view)?),
+            Side::Input(Some(view)) => {
+                #[cfg_attr(not(feature = "ptx-sim"), expect(unused_mut, reason = "only simulators forget"))]
+                let mut storage = upload(view)?;
+                #[cfg(feature = "ptx-sim")]
+                for bytes in super::judge::gaps(view) {
+                    device.forget(&mut storage, bytes)?;
+                }
+                inputs.push(storage);
+            }
             Side::Output(view) => outputs.push(upload(view)?),
         }
     }
@@ -167,24 +194,25 @@ pub fn devices() -> Result<Vec<Device>> {
     }
     #[cfg(feature = "ptx-sim")]
     if chosen("ptx-sim") {
-        all.extend(simulators()?);
+        match simulators() {
+            Err(Error::Unavailable { .. }) => {}
+            found => all.extend(found?),
+        }
     }
     Ok(all)
 }
 
 /// Simulated GPUs that together cover every CUDA code path and both dialects of PTX, each with another order
-/// of warps: sm_75 (no tensor-core path), sm_80 (typed PTX), sm_100 (untyped PTX). None without NVRTC.
+/// of warps: sm_75 (no tensor-core path), sm_80 (typed PTX), sm_100 (untyped PTX).
+///
+/// # Errors
+/// [`Error::Unavailable`] without NVRTC.
 #[cfg(feature = "ptx-sim")]
-fn simulators() -> Result<Vec<Device>> {
+pub fn simulators() -> Result<Vec<Device>> {
     use crate::target::ptx_sim::PtxSim;
     use ptx_sim::Schedule;
     let orders = [(75, Schedule::Random(1)), (80, Schedule::FirstWarpFirst), (100, Schedule::LastWarpFirst)];
-    let all: Result<Vec<_>> =
-        orders.into_iter().map(|(arch, order)| Ok(Device::PtxSim(PtxSim::new(arch, order)?))).collect();
-    match all {
-        Err(Error::Unavailable { .. }) => Ok(Vec::new()),
-        other => other,
-    }
+    orders.into_iter().map(|(arch, order)| Ok(Device::PtxSim(PtxSim::new(arch, order)?))).collect()
 }
 
 /// A list of faces in an environment variable: `cpu,wgpu`.

@@ -1,6 +1,7 @@
 //! Set-up and chores of advect.
 
 mod kernels;
+mod mutants;
 mod setup;
 mod step;
 mod test;
@@ -28,6 +29,8 @@ enum Chore {
         #[arg(long)]
         cover: bool,
     },
+    /// Plant one mistake after the other in the kernels and see whether the cross-check notices (hours)
+    Mutants(mutants::MutantsArgs),
 }
 
 fn main() -> ExitCode {
@@ -35,6 +38,7 @@ fn main() -> ExitCode {
         Chore::Setup => setup::setup().map(|found| println!("{found}")),
         Chore::Test => test::test(),
         Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),
+        Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),
     };
     match result {
         Ok(()) => ExitCode::SUCCESS,

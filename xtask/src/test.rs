@@ -57,6 +57,15 @@ pub(crate) fn test() -> Result<()> {
             run(&mut on(command, &found, &found.swiftshader, faces))
         })?;
     }
+    steps.step("host: an engine on wgpu", || {
+        let run_it = cargo("run --quiet --package advect-host-wgpu-engine");
+        run(&mut on(run_it, &found, &found.swiftshader, "wgpu"))
+    })?;
+    steps.step("host: CUDA graphs", || {
+        let run_it = cargo("run --quiet --package advect-host-cuda-graph");
+        // It says that it is skipped where there is no GPU.
+        run(on(run_it, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
+    })?;
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
     })?;

@@ -10,7 +10,7 @@
 //! use advect_burn::Advect;
 //! use burn::tensor::{Device, Distribution, Tensor};
 //! # fn main() -> advect_burn::Result<()> {
-//! let advect = Advect::cpu()?;
+//! let advect = Advect::cpu();
 //! // A packed projection, (batch, token, 3 heads, element): its parts are views.
 //! let qkv = Tensor::<4>::random([2, 77, 24, 40], Distribution::Normal(0.0, 1.0), &Device::flex());
 //! let part = |i: usize| qkv.clone().narrow(2, 8 * i, 8).swap_dims(1, 2);
@@ -77,12 +77,9 @@ pub struct Advect {
 }
 
 impl Advect {
-    /// For tensors of `Device::flex()`: all cores.
-    ///
-    /// # Errors
-    /// [`advect::Error::Unavailable`] when the threads cannot be started.
-    pub fn cpu() -> Result<Self> {
-        Ok(Self::on(Cpu::new()?))
+    /// For tensors of `Device::flex()`, in the threads that burn uses: rayon's pool of the caller.
+    pub fn cpu() -> Self {
+        Self::on(Cpu::in_callers_pool())
     }
 
     /// For tensors of `Device::flex()`, with these threads and instructions.
@@ -97,7 +94,7 @@ impl Advect {
     /// use burn::tensor::{Device, wgpu::MemoryConfiguration};
     /// let options = Device::wgpu_options().memory_config(MemoryConfiguration::ExclusivePages);
     /// let (device, setup) = options.init_with_setup()?;
-    /// let advect = advect_burn::Advect::cpu()?.wgpu(&device, &setup);
+    /// let advect = advect_burn::Advect::cpu().wgpu(&device, &setup);
     /// # Ok(()) }
     /// ```
     ///
@@ -314,19 +311,6 @@ impl Kernel for Norm {
 
 impl Kernel for Step {
     fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<StepArgs<I, O>> {
-        let mut rest = operands.into_iter();
-        let mut next = || rest.next().flatten();
-        Some(StepArgs {
-            x0: next()?,
-            x1: next(),
-            x2: next(),
-            x3: next(),
-            x4: next(),
-            x5: next(),
-            x6: next(),
-            x7: next(),
-            table: None,
-            out,
-        })
+        StepArgs::over(operands.into_iter().flatten(), out).ok()
     }
 }

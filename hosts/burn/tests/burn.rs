@@ -32,7 +32,7 @@ fn with_wgpu() -> Option<wgpu::Adapter> {
 /// given, so that it packs tensors into shared buffers.
 fn everywhere() -> Vec<(Device, Advect, Vec<(DType, Dtype)>)> {
     let f32 = (DType::F32, Dtype::F32);
-    let cpu = Advect::cpu().unwrap();
+    let cpu = Advect::cpu();
     let mut all =
         vec![(Device::flex(), cpu.clone(), vec![f32, (DType::F16, Dtype::F16), (DType::BF16, Dtype::Bf16)])];
     if let Some((device, setup)) = shared() {
@@ -237,18 +237,8 @@ fn step_is_burns() {
             let op = combine(0.5, -1.25);
             let ours = advect.step(op, &[x.clone(), y.clone()]).unwrap();
             let theirs = exact(&x) * 0.5 - exact(&y) * 1.25;
-            let args = StepArgs {
-                x0: dense(&x, dtype),
-                x1: Some(dense(&y, dtype)),
-                x2: None,
-                x3: None,
-                x4: None,
-                x5: None,
-                x6: None,
-                x7: None,
-                table: None,
-                out: View::contiguous((), dtype, &x.dims()).unwrap(),
-            };
+            let buffers = [dense(&x, dtype), dense(&y, dtype)];
+            let args = StepArgs::over(buffers, View::contiguous((), dtype, &x.dims()).unwrap()).unwrap();
             judge(&ours, &theirs, reference::step::step(&op, &args), dtype);
         }
     }
@@ -319,7 +309,7 @@ fn bad_input_is_a_typed_error() {
             let here = random(&Device::flex(), DType::F32, [1, 2, 3, 4]);
             let error = advect.attention(op, q.clone(), here, q.clone()).unwrap_err();
             assert!(matches!(error, Error::Backend { op: "attention", .. }), "{error}");
-            let error = Advect::cpu().unwrap().step(combine(1.0, 0.0), &[q]).unwrap_err();
+            let error = Advect::cpu().step(combine(1.0, 0.0), &[q]).unwrap_err();
             assert!(error.to_string().contains("Advect::wgpu"), "{error}");
         } else {
             let error = advect.step(combine(1.0, 0.0), &[q.cast(DType::F64)]).unwrap_err();

@@ -8,7 +8,6 @@ use candle_core::backend::BackendStorage;
 use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, Storage, Tensor, WithDType};
 use half::{bf16, f16};
 use std::ptr::from_ref;
-use std::sync::OnceLock;
 
 /// An advect op as candle calls it. Operands come in the order of [`Kernel::args`], absent ones as `None`.
 pub(crate) trait Kernel: Op {
@@ -211,7 +210,8 @@ impl<K: Kernel> Call<K> {
             let bytes = bytes.collect::<Result<Vec<_>>>()?;
             let args =
                 self.args(<T as Element>::DTYPE, bytes, bytemuck::cast_slice_mut::<T, u8>(&mut out))?;
-            cpu()?.run(&self.op, args).map_err(wrapped)
+            // candle's own kernels run in the same threads.
+            Cpu::in_callers_pool().run(&self.op, args).map_err(wrapped)
         })?;
         Ok((T::to_cpu_storage_owned(out), self.shape.clone()))
     }
@@ -235,14 +235,6 @@ impl<K: Kernel> CustomOp1 for Call<K> {
     fn cuda_fwd(&self, storage: &CudaStorage, _: &Layout) -> Result<(CudaStorage, Shape)> {
         crate::cuda::forward(self, storage)
     }
-}
-
-/// As many threads as candle's own kernels use.
-fn cpu() -> Result<&'static Cpu> {
-    static CPU: OnceLock<advect::Result<Cpu>> = OnceLock::new();
-    CPU.get_or_init(|| Cpu::with(candle_core::utils::get_num_threads(), advect::Isa::detect()))
-        .as_ref()
-        .map_err(|e| wrapped(e.clone()))
 }
 
 #[cfg(test)]

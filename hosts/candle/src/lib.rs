@@ -210,20 +210,7 @@ impl Kernel for Step {
     }
 
     fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<StepArgs<I, O>> {
-        let mut rest = operands.into_iter();
-        let mut next = || rest.next().flatten();
-        Some(StepArgs {
-            x0: next()?,
-            x1: next(),
-            x2: next(),
-            x3: next(),
-            x4: next(),
-            x5: next(),
-            x6: next(),
-            x7: next(),
-            table: None,
-            out,
-        })
+        StepArgs::over(operands.into_iter().flatten(), out).ok()
     }
 }
 

@@ -219,19 +219,8 @@ fn step_is_candles() -> Result<()> {
         for (buffer, c) in buffers.iter().zip(x) {
             theirs = (theirs + (exact(buffer) * f64::from(c))?)?;
         }
-        let view = |i: usize| dense(&buffers[i], dtype);
-        let args = StepArgs {
-            x0: view(0),
-            x1: Some(view(1)),
-            x2: Some(view(2)),
-            x3: Some(view(3)),
-            x4: Some(view(4)),
-            x5: Some(view(5)),
-            x6: Some(view(6)),
-            x7: Some(view(7)),
-            table: None,
-            out: View::contiguous((), dtype, &shape).unwrap(),
-        };
+        let dense = buffers.iter().map(|b| dense(b, dtype));
+        let args = StepArgs::over(dense, View::contiguous((), dtype, &shape).unwrap()).unwrap();
         judge(&ours, &theirs, reference::step::step(&op, &args), dtype);
     }
     // Noise belongs to the sample, not to its place in the batch.

@@ -1,9 +1,8 @@
 //! What is timed: a list of cases in JSON, made into launches.
 
-use crate::cli::step_args;
 use advect::ops::{
     Activation, Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Noise, Norm,
-    NormArgs, NormKind, Resample, ResampleArgs, Step,
+    NormArgs, NormKind, Resample, ResampleArgs, Step, StepArgs,
 };
 use advect::{Device, Dtype, Tensor, View};
 use anyhow::{Result, anyhow, bail, ensure};
@@ -337,7 +336,7 @@ impl Case {
                 let mut out = empty(device, dtype, &[1, n])?;
                 let run = Box::new(move |device: &Device| {
                     let unread = View::strided(unread.view().into_memory(), dtype, &[1, n], &[0, 0], 0)?;
-                    device.run(&op, step_args([unread], out.view_mut()))
+                    device.run(&op, StepArgs::over([unread], out.view_mut())?)
                 });
                 Ok(Launch { flops: 0.0, bytes: size, run })
             }
@@ -351,8 +350,9 @@ impl Case {
                 let (mut x0, mut out) = (empty(device, dtype, &[1, n])?, empty(device, dtype, &[1, n])?);
                 let run = Box::new(move |device: &Device| {
                     let inputs = [x.view(), cond.view(), uncond.view()];
-                    device.run(&convert, step_args(inputs, x0.view_mut()))?;
-                    device.run(&advance, step_args([x.view(), x0.view(), before.view()], out.view_mut()))
+                    device.run(&convert, StepArgs::over(inputs, x0.view_mut())?)?;
+                    device
+                        .run(&advance, StepArgs::over([x.view(), x0.view(), before.view()], out.view_mut())?)
                 });
                 Ok(Launch { flops: 0.0, bytes: 6.0 * size, run })
             }
@@ -365,7 +365,7 @@ impl Case {
                 let mut out = empty(device, dtype, &[1, n])?;
                 let bytes = (x.len() + 1) as f64 * size;
                 let run = Box::new(move |device: &Device| {
-                    device.run(&op, step_args(x.iter().map(Tensor::view), out.view_mut()))
+                    device.run(&op, StepArgs::over(x.iter().map(Tensor::view), out.view_mut())?)
                 });
                 Ok(Launch { flops: 0.0, bytes, run })
             }

@@ -3,9 +3,8 @@
 use super::model::{Description, Weights};
 use super::unet::Unet;
 use super::workspace::Id;
-use crate::cli::step_args;
-use advect::ops::{Coefficients, Noise, Step};
-use advect::solver::{Ask, Buffer, Guidance, MAX_TERMS, Method, Solver, Term, uniform};
+use advect::ops::{Noise, Step, StepArgs};
+use advect::solver::{Ask, Buffer, Guidance, Method, Solver, Term, uniform};
 use advect::{Device, Dtype, Result, View};
 
 /// How to sample.
@@ -135,31 +134,24 @@ impl Sampler {
 
     /// One `step`: a sum of states and slopes into the state `out`.
     fn combine(&mut self, n: usize, out: usize, terms: &[Term]) -> Result<()> {
-        let mut x = [0.0; MAX_TERMS];
-        let mut buffers = Vec::new();
-        for (term, c) in terms.iter().zip(&mut x) {
-            *c = term.coefficient as f32;
-            buffers.push(match term.buffer {
-                Buffer::State(state) => self.states[state].clone().slice(0, 0..n)?,
-                Buffer::Slope { stage, branch } => {
-                    self.slopes[stage].clone().slice(0, branch * n..(branch + 1) * n)?
-                }
-            });
-        }
+        let place = |term: &Term| match term.buffer {
+            Buffer::State(state) => self.states[state].clone().slice(0, 0..n),
+            Buffer::Slope { stage, branch } => {
+                self.slopes[stage].clone().slice(0, branch * n..(branch + 1) * n)
+            }
+        };
+        let buffers = terms.iter().map(place).collect::<Result<Vec<_>>>()?;
+        let coefficients: Vec<f64> = terms.iter().map(|term| term.coefficient).collect();
         let out = self.states[out].clone().slice(0, 0..n)?;
-        let op = Step { coefficients: Coefficients::Values { x, noise: 0.0 }, noise: None };
-        self.unet.workspace().run(&op, step_args(buffers, out))
+        self.unet.workspace().run(&Step::sum(&coefficients)?, StepArgs::over(buffers, out)?)
     }
 
     /// Standard normal noise over the first `n` images of state 0; image `first` has the stream `first`.
     fn noise(&mut self, seed: u64, first: usize, n: usize) -> Result<()> {
-        let op = Step {
-            coefficients: Coefficients::Values { x: [0.0; MAX_TERMS], noise: 1.0 },
-            noise: Some(Noise { seed, stream: first as u64 }),
-        };
+        let op = Step::noise(1.0, Noise { seed, stream: first as u64 });
         // A step has a first buffer; under the coefficient 0 it is not read.
         let unread = self.states[1].clone().slice(0, 0..n)?;
         let out = self.states[0].clone().slice(0, 0..n)?;
-        self.unet.workspace().run(&op, step_args([unread], out))
+        self.unet.workspace().run(&op, StepArgs::over([unread], out)?)
     }
 }

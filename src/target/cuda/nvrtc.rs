@@ -90,12 +90,17 @@ pub struct Artifact {
 
 /// The options a kernel is compiled with for an architecture as NVRTC names it: `75`, `90a`.
 pub fn options(arch: &str, output: Output) -> Vec<String> {
-    let machine = match output {
-        Output::Cubin => "sm",
-        Output::Ptx => "compute",
+    // PTX is for the simulator, whose findings name the line of the kernel file.
+    let (machine, last) = match output {
+        Output::Cubin => ("sm", "--ptxas-options=-v"),
+        Output::Ptx => ("compute", "--generate-line-info"),
     };
-    let fixed = ["--std=c++17", "-default-device", "--ptxas-options=-v"];
-    std::iter::once(format!("--gpu-architecture={machine}_{arch}")).chain(fixed.map(str::to_owned)).collect()
+    vec![
+        format!("--gpu-architecture={machine}_{arch}"),
+        "--std=c++17".into(),
+        "-default-device".into(),
+        last.into(),
+    ]
 }
 
 /// The name that NVRTC has for an architecture: from 9.0 on with the features of exactly this one, which

@@ -88,7 +88,8 @@ impl Queue {
 
     fn wait(&self) -> Result<()> {
         let polled = self.wgpu.device().poll(wgpu::PollType::wait_indefinitely());
-        polled.map(drop).map_err(|e| self.failed("poll", e))
+        polled.map_err(|e| self.failed("poll", e))?;
+        self.wgpu.probe("poll")
     }
 
     fn failed(&self, call: &'static str, error: impl ToString) -> Error {
@@ -112,6 +113,7 @@ impl Queue {
                 target: self.wgpu.caps().name.clone(),
             });
         }
+        self.wgpu.probe("create_buffer")?;
         let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
         let buffer = device.create_buffer(&wgpu::BufferDescriptor {
             label: Some("advect storage"),
@@ -134,6 +136,7 @@ impl Queue {
             let wanted = format!("at most {} bytes", buffer.size());
             return Err(Error::argument("write", "bytes", wanted, bytes.len()));
         }
+        self.wgpu.alive("write_buffer")?;
         // A queue write happens before the next submission: launches recorded earlier go first.
         self.submit(&mut self.open());
         let whole = bytes.len() / 4 * 4;
@@ -158,6 +161,8 @@ impl Queue {
         if bytes.is_empty() {
             return self.synchronize();
         }
+        // On a lost device the calls below would panic.
+        self.wgpu.probe("create_buffer")?;
         let size = (bytes.len() as u64).next_multiple_of(4);
         let device = self.wgpu.device();
         let staging = device.create_buffer(&wgpu::BufferDescriptor {

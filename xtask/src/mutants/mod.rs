@@ -1,0 +1,201 @@
+//! `cargo xtask mutants`: is the cross-check able to fail?
+//!
+//! Plants one mistake after the other in the kernels, runs the cross-check on each changed file, and writes
+//! down which mistakes it noticed. Those that it did not notice are either harmless, with the reason kept in
+//! `harmless.toml`, or show what case is missing. What was found once is kept, so that the run can be broken
+//! off and go on, and after a change only the files changed run again.
+
+mod mutate;
+mod report;
+mod run;
+
+use crate::setup::Found;
+use crate::step;
+use anyhow::{Context, Result};
+use indicatif::{ProgressBar, ProgressStyle};
+use mutate::Mutant;
+use run::{Fate, Runner};
+use serde::{Deserialize, Serialize};
+use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::io::Write;
+use std::path::{Path, PathBuf};
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicUsize, Ordering};
+
+/// Arguments of `cargo xtask mutants`.
+#[derive(clap::Args)]
+pub(crate) struct MutantsArgs {
+    /// Only files whose path contains this: `conv`, `.wgsl`, `shaders/norm`
+    filter: Option<String>,
+    /// Mutants at once
+    #[arg(long, default_value_t = 1)]
+    jobs: usize,
+    /// Run survivors again, CUDA on sm_75 and sm_100 too: after cases were added
+    #[arg(long)]
+    survivors: bool,
+    /// Only write the report from what is known
+    #[arg(long)]
+    report: bool,
+}
+
+/// A kernel file and the ops whose cross-check runs it.
+pub(crate) struct Source {
+    /// Below the root, `kernels/conv.cu`.
+    pub(crate) path: String,
+    pub(crate) text: String,
+    pub(crate) ops: Vec<String>,
+}
+
+impl Source {
+    fn hash(&self) -> u64 {
+        let mut hasher = DefaultHasher::new();
+        self.text.hash(&mut hasher);
+        hasher.finish()
+    }
+}
+
+/// What became of one mutant, as it is kept.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Known {
+    pub(crate) path: String,
+    file_hash: u64,
+    start: usize,
+    pub(crate) line: usize,
+    pub(crate) kind: String,
+    pub(crate) changed: String,
+    pub(crate) fate: Fate,
+    pub(crate) by: String,
+    pub(crate) seconds: f64,
+}
+
+/// Runs all mutants whose fate is not known, and writes the report.
+pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
+    let sources = sources()?;
+    let store = step::target().join("mutants");
+    std::fs::create_dir_all(&store)?;
+    let journal = store.join("fates.jsonl");
+    let mut known = read(&journal)?;
+    let work: Vec<(&Source, Mutant)> = sources
+        .iter()
+        .filter(|s| args.filter.as_ref().is_none_or(|f| s.path.contains(f.as_str())))
+        .flat_map(|s| mutate::mutants(&s.text).into_iter().map(move |m| (s, m)))
+        .filter(|(s, m)| match known.get(&key(s, m)) {
+            None => true,
+            Some(k) => args.survivors && k.fate == Fate::Survived,
+        })
+        .collect();
+    if !args.report {
+        let runner = Runner::new(found, &sources, &store)?;
+        let new = all(&runner, &work, &journal, args)?;
+        known.extend(new.into_iter().map(|k| (key_of(&k), k)));
+    }
+    report::write(&sources, &known)
+}
+
+/// A mutant's name in the journal: the file as it was, where, and what took its place.
+type Key = (String, u64, usize, String, String);
+
+fn key(source: &Source, mutant: &Mutant) -> Key {
+    let changed = mutant.changed_line(&source.text);
+    (source.path.clone(), source.hash(), mutant.at.start, mutant.kind.name().to_owned(), changed)
+}
+
+fn key_of(known: &Known) -> Key {
+    (known.path.clone(), known.file_hash, known.start, known.kind.clone(), known.changed.clone())
+}
+
+fn read(journal: &Path) -> Result<HashMap<Key, Known>> {
+    let Ok(text) = std::fs::read_to_string(journal) else { return Ok(HashMap::new()) };
+    // The last line may be half written, when a run was broken off.
+    let lines = text.lines().filter_map(|l| serde_json::from_str::<Known>(l).ok());
+    Ok(lines.map(|k| (key_of(&k), k)).collect())
+}
+
+fn all(
+    runner: &Runner,
+    work: &[(&Source, Mutant)],
+    journal: &Path,
+    args: &MutantsArgs,
+) -> Result<Vec<Known>> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(journal);
+    let file = Mutex::new(file.with_context(|| format!("cannot write {}", journal.display()))?);
+    let style = ProgressStyle::with_template("{pos}/{len} [{elapsed_precise}, {eta} left] {msg}")?;
+    let bar = ProgressBar::new(work.len() as u64).with_style(style);
+    let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let worker = |job: usize| -> Result<()> {
+        while let Some((source, mutant)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let ran = runner.run(job, source, mutant, args.survivors)?;
+            let known = Known {
+                path: source.path.clone(),
+                file_hash: source.hash(),
+                start: mutant.at.start,
+                line: mutant.line(&source.text),
+                kind: mutant.kind.name().to_owned(),
+                changed: mutant.changed_line(&source.text),
+                fate: ran.fate,
+                by: ran.by,
+                seconds: ran.seconds,
+            };
+            if known.fate == Fate::Survived {
+                bar.println(format!(
+                    "survived: {}:{} ({}) {}",
+                    known.path, known.line, known.kind, known.changed
+                ));
+            }
+            bar.set_message(format!("{}:{}", known.path, known.line));
+            bar.inc(1);
+            let line = serde_json::to_string(&known)?;
+            writeln!(file.lock().unwrap_or_else(std::sync::PoisonError::into_inner), "{line}")?;
+            done.lock().unwrap_or_else(std::sync::PoisonError::into_inner).push(known);
+        }
+        Ok(())
+    };
+    std::thread::scope(|scope| {
+        let workers: Vec<_> = (0..args.jobs.max(1)).map(|job| scope.spawn(move || worker(job))).collect();
+        workers.into_iter().try_for_each(|w| w.join().expect("a worker does not panic"))
+    })?;
+    bar.finish_and_clear();
+    Ok(done.into_inner().unwrap_or_else(std::sync::PoisonError::into_inner))
+}
+
+/// Every kernel file, with the ops that contain it. The probe measures ceilings and is no op.
+fn sources() -> Result<Vec<Source>> {
+    let mut files = Vec::new();
+    for folder in ["kernels", "kernels/common", "shaders", "shaders/common"] {
+        for entry in std::fs::read_dir(step::root().join(folder))? {
+            let path = entry?.path();
+            let name = path.file_name().map(|n| n.to_string_lossy().into_owned()).unwrap_or_default();
+            if path.is_file() && !name.starts_with("probe.") {
+                files.push((format!("{folder}/{name}"), std::fs::read_to_string(&path)?));
+            }
+        }
+    }
+    files.sort();
+    let includes = |text: &str, name: &str| text.contains(&format!("#include \"{name}\""));
+    let ops_of = |path: &str| -> Vec<String> {
+        let stem =
+            |p: &str| Path::new(p).file_stem().map(|s| s.to_string_lossy().into_owned()).unwrap_or_default();
+        let Some((folder, name)) = path.split_once("/common/") else { return vec![stem(path)] };
+        let name = format!("common/{name}");
+        // Files that include it, or that include a file that does; what the prelude includes is in all.
+        let direct: Vec<&(String, String)> =
+            files.iter().filter(|(p, t)| p.starts_with(folder) && includes(t, &name)).collect();
+        let within = |text: &str| {
+            includes(text, &name) || direct.iter().any(|(p, _)| includes(text, &p[folder.len() + 1..]))
+        };
+        let everywhere = name == "common/element.cuh";
+        let own = files.iter().filter(|(p, _)| p.starts_with(folder) && !p.contains("/common/"));
+        own.filter(|(_, text)| everywhere || within(text)).map(|(p, _)| stem(p)).collect()
+    };
+    Ok(files
+        .iter()
+        .map(|(path, text)| Source { path: path.clone(), text: text.clone(), ops: ops_of(path) })
+        .filter(|s| !s.ops.is_empty())
+        .collect())
+}
+
+/// Where reasons and report are kept.
+pub(crate) fn folder() -> PathBuf {
+    step::root().join("xtask/mutants")
+}

@@ -1,0 +1,187 @@
+//! The cross-check of one mutant, in processes of its own: a mutant may hang, crash or exhaust memory.
+
+use super::Source;
+use super::mutate::Mutant;
+use crate::setup::Found;
+use crate::step::{self, cargo};
+use anyhow::{Context, Result, bail};
+use serde::{Deserialize, Serialize};
+use std::collections::HashSet;
+use std::hash::{DefaultHasher, Hash, Hasher};
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::{Duration, Instant};
+
+/// What became of a mutant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) enum Fate {
+    /// The cross-check failed.
+    Noticed,
+    /// The compiler refused it.
+    Refused,
+    /// It compiles to exactly the code of the unchanged file, in every variant: nothing can tell them apart.
+    Same,
+    /// Every case passed.
+    Survived,
+}
+
+/// A mutant's fate and what brought it about.
+pub(crate) struct Ran {
+    pub(crate) fate: Fate,
+    pub(crate) by: String,
+    pub(crate) seconds: f64,
+}
+
+/// Longer than any op's cross-check takes with nothing compiled.
+const LIMIT: Duration = Duration::from_secs(300);
+
+pub(crate) struct Runner {
+    advect: PathBuf,
+    nvrtc: PathBuf,
+    drivers: [PathBuf; 2],
+    store: PathBuf,
+    /// Of all kernel files.
+    hash: u64,
+}
+
+/// One device's turn.
+struct Stage<'a> {
+    device: &'static str,
+    driver: Option<&'a Path>,
+}
+
+impl Runner {
+    /// Builds the program, and keeps a copy, so that work on the checkout can go on meanwhile.
+    pub(crate) fn new(found: &Found, sources: &[Source], store: &Path) -> Result<Self> {
+        step::run(&mut cargo("build --quiet --release --features ptx-sim"))?;
+        let store = store.canonicalize().context("the store is not there")?;
+        // A name of its own for every run: one before it may still be there.
+        let advect = store.join(format!("advect-{}", std::process::id()));
+        std::fs::copy(step::target().join("release/advect"), &advect).context("the build left no program")?;
+        Ok(Self {
+            advect,
+            nvrtc: found.nvrtc.clone(),
+            drivers: [found.swiftshader.clone(), found.lavapipe.clone()],
+            store,
+            hash: {
+                let mut hasher = DefaultHasher::new();
+                sources.iter().for_each(|s| s.text.hash(&mut hasher));
+                hasher.finish()
+            },
+        })
+    }
+
+    /// Runs every case on the devices of the file's language, until one fails: CUDA on sm_80, and with `again`
+    /// on sm_75 and sm_100 too.
+    pub(crate) fn run(&self, job: usize, source: &Source, mutant: &Mutant, again: bool) -> Result<Ran> {
+        let start = Instant::now();
+        let folder = self.store.join(format!("job{job}"));
+        let file = folder.join(&source.path);
+        let cache = folder.join("cache");
+        std::fs::create_dir_all(file.parent().unwrap_or(&folder))?;
+        std::fs::write(&file, mutant.apply(&source.text))?;
+        let stages: Vec<Stage> = if source.path.ends_with(".wgsl") {
+            self.drivers.iter().map(|driver| Stage { device: "wgpu", driver: Some(driver) }).collect()
+        } else {
+            let devices =
+                ["ptx-sim:80", "ptx-sim:75", "ptx-sim:100"].map(|device| Stage { device, driver: None });
+            devices.into_iter().take(if again { 3 } else { 1 }).collect()
+        };
+        let mut ran = (Fate::Survived, String::new());
+        'all: for stage in &stages {
+            for op in &source.ops {
+                ran = self.verify(stage, op, &folder, &cache)?;
+                if ran.0 != Fate::Survived {
+                    break 'all;
+                }
+            }
+            // What compiles to the same on one architecture does on all.
+            if stage.driver.is_none() && kernels(&cache)?.is_subset(&self.original(stage, source)?) {
+                ran.0 = Fate::Same;
+                break;
+            }
+        }
+        std::fs::remove_dir_all(&folder)?;
+        Ok(Ran { fate: ran.0, by: ran.1, seconds: start.elapsed().as_secs_f64() })
+    }
+
+    /// The PTX of the unchanged file's ops, compiled once.
+    fn original(&self, stage: &Stage, source: &Source) -> Result<HashSet<u64>> {
+        let mut all = HashSet::new();
+        for op in &source.ops {
+            let folder = self.store.join(format!("original/{op}-{:x}", self.hash));
+            let cache = folder.join("cache");
+            if !cache.exists() {
+                let nothing_changed = folder.join("none");
+                std::fs::create_dir_all(&nothing_changed)?;
+                let (fate, why) = self.verify(stage, op, &nothing_changed, &cache)?;
+                if fate != Fate::Survived {
+                    bail!("the cross-check of the unchanged {op} fails: {why}");
+                }
+            }
+            all.extend(kernels(&cache)?);
+        }
+        Ok(all)
+    }
+
+    /// The cross-check of one op on one device, with the changed file in `folder`.
+    fn verify(&self, stage: &Stage, op: &str, folder: &Path, cache: &Path) -> Result<(Fate, String)> {
+        let said = folder.join("said.txt");
+        let mut command = Command::new(&self.advect);
+        command
+            .args(["verify", "--fail-fast", "--fuzz", "30", "--op", op, "--device", stage.device])
+            .env("ADVECT_KERNELS", folder)
+            .env("ADVECT_CACHE_DIR", cache)
+            .env("ADVECT_NVRTC", &self.nvrtc)
+            .env("WGPU_BACKEND", "vulkan")
+            .env("NODEVICE_SELECT", "1")
+            // Mesa's own cache would fill with mutants.
+            .env("MESA_SHADER_CACHE_DISABLE", "true")
+            .stdout(std::fs::File::create(&said)?)
+            .stderr(Stdio::null());
+        if let Some(driver) = stage.driver {
+            command.env("VK_ICD_FILENAMES", driver);
+        }
+        let mut child = command.spawn().with_context(|| format!("cannot start {}", self.advect.display()))?;
+        let start = Instant::now();
+        let status = loop {
+            if let Some(status) = child.try_wait()? {
+                break status;
+            }
+            if start.elapsed() > LIMIT {
+                child.kill()?;
+                child.wait()?;
+                return Ok((Fate::Noticed, "it does not end".into()));
+            }
+            std::thread::sleep(Duration::from_millis(5));
+        };
+        if status.success() {
+            return Ok((Fate::Survived, String::new()));
+        }
+        let said = String::from_utf8_lossy(&std::fs::read(&said)?).into_owned();
+        let Some(failure) = said.split_once("\nFAIL ").map(|(_, f)| f) else {
+            return Ok((Fate::Noticed, format!("the process dies: {status}")));
+        };
+        let fate = if failure.contains("kernel did not compile") { Fate::Refused } else { Fate::Noticed };
+        let lines: Vec<&str> = failure.lines().take(2).map(str::trim).collect();
+        Ok((fate, lines.join(" ").chars().take(300).collect()))
+    }
+}
+
+/// Hashes of the compiled kernels in a cache, line information left out: it has columns in it.
+fn kernels(cache: &Path) -> Result<HashSet<u64>> {
+    let mut all = HashSet::new();
+    for entry in std::fs::read_dir(cache).with_context(|| format!("no kernel in {}", cache.display()))? {
+        let bytes = std::fs::read(entry?.path())?;
+        let text = String::from_utf8_lossy(&bytes);
+        let (_, ptx) = text.split_once(".version").context("an entry of the kernel cache is not PTX")?;
+        let code = ptx.split(".section").next().unwrap_or(ptx).lines().filter(|line| {
+            let line = line.trim_start();
+            !(line.starts_with(".loc") || line.starts_with(".file") || line.starts_with("//"))
+        });
+        let mut hasher = DefaultHasher::new();
+        code.for_each(|line| line.hash(&mut hasher));
+        all.insert(hasher.finish());
+    }
+    Ok(all)
+}
