@@ -190,7 +190,7 @@ impl Advect {
             }
             Some(Some(Primitive::Cube(_))) => {
                 let own = |p| match p {
-                    Primitive::Cube(t) => Ok(t),
+                    Primitive::Cube(t) => Ok(*t),
                     Primitive::Flex(_) => Err(several(K::NAME)),
                 };
                 let tensors = primitives.into_iter().map(|p| p.map(own).transpose());
@@ -248,14 +248,14 @@ fn several(op: &'static str) -> Error {
 /// A tensor of a backend that the kernels reach.
 enum Primitive {
     Flex(FlexTensor),
-    Cube(CubeTensor),
+    Cube(Box<CubeTensor>),
 }
 
 impl Primitive {
     fn new<K: Kernel>(tensor: DispatchTensor) -> Result<Self> {
         let why = match tensor.kind {
             DispatchTensorKind::Flex(BackendTensor::Float(t)) => return Ok(Self::Flex(t)),
-            DispatchTensorKind::Cube(BackendTensor::Float(t)) => return Ok(Self::Cube(t)),
+            DispatchTensorKind::Cube(BackendTensor::Float(t)) => return Ok(Self::Cube(Box::new(t))),
             _ => "only plain float tensors of Flex and wgpu, without autodiff, are supported",
         };
         Err(Error::Backend { op: K::NAME, why: why.into() })

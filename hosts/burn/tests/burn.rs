@@ -28,9 +28,12 @@ fn with_wgpu() -> Option<wgpu::Adapter> {
     adapter
 }
 
+/// A device, the kernels for it and the dtypes it has, as burn and as advect name them.
+type Place = (Device, Advect, Vec<(DType, Dtype)>);
+
 /// Where to test, with the dtypes that are there: Flex, and a wgpu device of the application's own that burn is
 /// given, so that it packs tensors into shared buffers.
-fn everywhere() -> Vec<(Device, Advect, Vec<(DType, Dtype)>)> {
+fn everywhere() -> Vec<Place> {
     let f32 = (DType::F32, Dtype::F32);
     let cpu = Advect::cpu();
     let mut all =
@@ -57,7 +60,7 @@ fn shared() -> Option<(Device, WgpuSetup)> {
 
 /// Numbers around 0, rounded to the dtype, in which everything is then computed exactly as given.
 fn random<const D: usize>(device: &Device, dtype: DType, shape: [usize; D]) -> Tensor<D> {
-    let values = Tensor::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
+    let values = Tensor::<D>::random(shape, Distribution::Normal(0.0, 1.0), &Device::flex());
     values.cast(dtype).to_device(device)
 }
 
@@ -67,7 +70,7 @@ fn exact<const D: usize>(t: &Tensor<D>) -> Tensor<D> {
 }
 
 fn values<const D: usize>(t: &Tensor<D>) -> Vec<f64> {
-    exact(t).into_data().to_vec().unwrap()
+    exact(t).into_data().try_to_vec::<f64>().unwrap()
 }
 
 /// As advect's definitions take it.
@@ -264,14 +267,12 @@ fn work_keeps_its_order_on_the_shared_queue() {
         assert!(apart < 1e-4 * f64::abs(want), "{apart:e} from {want}");
 
         // A tensor that another thread has made, on burn's stream of that thread.
-        let (sender, receiver) = std::sync::mpsc::channel();
         let maker = std::thread::spawn({
             let device = device.clone();
-            move || sender.send(Tensor::<2>::ones([3, 50], &device) * 3.0 + 4.0)
+            move || Tensor::<2>::ones([3, 50], &device) * 3.0 + 4.0
         });
-        let made = receiver.recv().unwrap();
+        let made = maker.join().unwrap();
         let ours = advect.step(combine(2.0, 0.0), &[made.clone(), made]).unwrap();
-        maker.join().unwrap().unwrap();
         assert_eq!(values(&ours), [14.0; 150]);
     }
 }
