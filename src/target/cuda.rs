@@ -115,14 +115,21 @@ const USE_ANOTHER: &str = "use wgpu or the cpu";
 /// # Errors
 /// [`Error::Unavailable`] when there is no driver, or when it does not start.
 pub fn count() -> Result<usize> {
-    // SAFETY: loading the driver's library runs only its own initialisers.
-    if !unsafe { sys::is_culib_present() } {
+    if !driver_is_present() {
         let why = "the NVIDIA driver's library (libcuda) was not found";
         return Err(unavailable(why, "install the NVIDIA driver, or use wgpu or the cpu"));
     }
     let refused = |e: DriverError| unavailable(format!("the NVIDIA driver says: {}", says(&e)), USE_ANOTHER);
     result::init().map_err(refused)?;
     Ok(result::device::get_count().map_err(refused)?.max(0) as usize)
+}
+
+/// Whether the driver's library can be loaded: cudarc panics where it cannot. Its own check is there only
+/// while it loads the library itself, and a host may have it linked.
+fn driver_is_present() -> bool {
+    let names: &[&str] = if cfg!(windows) { &["nvcuda.dll"] } else { &["libcuda.so", "libcuda.so.1"] };
+    // SAFETY: loading the driver's library runs only its own initialisers.
+    names.iter().any(|name| unsafe { libloading::Library::new(*name) }.is_ok())
 }
 
 /// The driver's words for an error.
