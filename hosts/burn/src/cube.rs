@@ -4,6 +4,7 @@ use crate::{Error, Kernel, Result, dtype};
 use advect::View;
 use advect::target::wgpu::Wgpu;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, WgpuResource, WgpuSetup, wgpu};
+use burn::cubecl::client::Client;
 use burn::cubecl::server::Handle;
 use burn::cubecl::wgpu::WgpuServer;
 use burn::tensor::{Device, Shape};
@@ -62,9 +63,7 @@ impl Shared {
         self.wgpu.within(&mut pass).run(&op, args)?;
         drop(pass);
         // What burn has recorded so far comes before; what it records from now on comes after.
-        for tensor in operands.iter().flatten() {
-            flush::<K>(tensor)?;
-        }
+        flush::<K>(operands.iter().flatten())?;
         self.queue.submit([encoder.finish()]);
         let (client, device, dtype) = (first.client.clone(), first.device.clone(), first.dtype);
         Ok(CubeTensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype))
@@ -99,12 +98,25 @@ fn offset<K: Kernel>(memory: &WgpuResource, size: usize) -> Result<usize> {
     })
 }
 
-/// Submits what burn has recorded on the stream that made the tensor, and on this thread's.
-fn flush<K: Kernel>(tensor: &CubeTensor) -> Result<()> {
-    let failed = |message| Error::Runtime { op: K::NAME, call: "flush", message };
-    let mut maker = tensor.client.clone();
-    // SAFETY: the copy of the client is only asked to flush, and dropped.
-    unsafe { maker.set_stream(tensor.handle.stream) };
-    maker.flush().map_err(|e| failed(e.to_string()))?;
-    tensor.client.flush().map_err(|e| failed(e.to_string()))
+/// Submits what burn has recorded on the streams that made the tensors, and on this thread's.
+fn flush<'a, K: Kernel>(tensors: impl Iterator<Item = &'a CubeTensor>) -> Result<()> {
+    let submit = |client: &Client| {
+        let failed = |message| Error::Runtime { op: K::NAME, call: "flush", message };
+        client.flush().map_err(|e| failed(e.to_string()))
+    };
+    let mut flushed = Vec::new();
+    for tensor in tensors {
+        let stream = tensor.handle.stream;
+        if flushed.is_empty() {
+            submit(&tensor.client)?;
+        }
+        if !flushed.contains(&stream) {
+            let mut maker = tensor.client.clone();
+            // SAFETY: the copy of the client is only asked to flush, and dropped.
+            unsafe { maker.set_stream(stream) };
+            submit(&maker)?;
+            flushed.push(stream);
+        }
+    }
+    Ok(())
 }
