@@ -35,6 +35,8 @@ enum Chore {
     },
     /// Write capi/include/advect.h anew
     Header,
+    /// Lint, test and run the host on burn, which takes many minutes to build and is no part of `test`
+    Burn,
     /// Compile the CUDA kernels for every architecture; print registers, shared memory and spills
     Kernels {
         /// Only a part that reaches every variant on one architecture, and every pair of settings on each
@@ -51,6 +53,7 @@ fn main() -> ExitCode {
     let result = match Arguments::parse().chore {
         Chore::Setup => setup::setup().map(|found| println!("{found}")),
         Chore::Test => test::test(),
+        Chore::Burn => test::burn(),
         Chore::Capi { prefix } => capi::install(&prefix),
         Chore::Header => capi::header(),
         Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),

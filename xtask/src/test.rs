@@ -7,9 +7,12 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
+/// All but the host on burn, whose dependencies alone build for as long as everything else: `cargo xtask burn`.
+const EVERYTHING: &str = "--workspace --exclude advect-burn --features advect/ptx-sim";
+
 /// The feature sets that must build, lint clean and test: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
-    ("default features and the simulator", "--workspace --features advect/ptx-sim"),
+    ("default features and the simulator", EVERYTHING),
     ("no features", "--package advect --package advect-capi --no-default-features"),
     ("the command line alone", "--package advect --no-default-features --features cli"),
     ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
@@ -37,13 +40,17 @@ pub(crate) fn test() -> Result<()> {
     steps.step("PTX for the simulator", || kernels::simulated(&found.nvrtc))?;
     // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
     // tests again on lavapipe, which has f16 and wider subgroups.
-    let everything = "test --quiet --workspace --features advect/ptx-sim";
+    let everything = || {
+        let mut command = cargo("test --quiet");
+        command.args(EVERYTHING.split_whitespace());
+        command
+    };
     steps.step("tests: CPU, SwiftShader, PTX simulator", || {
         let faces = "cpu,wgpu,ptx-sim";
-        run(&mut on(cargo(everything), &found, &found.swiftshader, faces))
+        run(&mut on(everything(), &found, &found.swiftshader, faces))
     })?;
     steps.step("tests: lavapipe", || {
-        let mut command = cargo(everything);
+        let mut command = everything();
         for name in device_tests()? {
             command.args(["--test", &name]);
         }
@@ -70,11 +77,28 @@ pub(crate) fn test() -> Result<()> {
         run(on(run_it, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
     })?;
     steps.step("docs", || {
-        run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
+        run(cargo("doc --quiet --no-deps --workspace --exclude advect-burn")
+            .env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.step("minimum Rust version", minimum_rust)?;
     steps.step("package", || package::package(false))?;
     steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
+    steps.summary();
+    Ok(())
+}
+
+/// The host on burn: lints, tests on SwiftShader, and its example.
+pub(crate) fn burn() -> Result<()> {
+    let found = setup::setup()?;
+    let mut steps = Steps::default();
+    let burn = |words: &str| {
+        let mut command = cargo(words);
+        command.args(["--quiet", "--package", "advect-burn"]);
+        on(command, &found, &found.swiftshader, "cpu,wgpu")
+    };
+    steps.step("lints", || run(burn("clippy --all-targets").args(["--", "-D", "warnings"])))?;
+    steps.step("tests", || run(&mut burn("test")))?;
+    steps.step("example", || run(&mut burn("run --example denoise")))?;
     steps.summary();
     Ok(())
 }

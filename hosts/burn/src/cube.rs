@@ -63,7 +63,7 @@ impl Shared {
         self.wgpu.within(&mut pass).run(&op, args)?;
         drop(pass);
         // What burn has recorded so far comes before; what it records from now on comes after.
-
+        flush::<K>(operands.iter().flatten())?;
         self.queue.submit([encoder.finish()]);
         let (client, device, dtype) = (first.client.clone(), first.device.clone(), first.dtype);
         Ok(CubeTensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype))
