@@ -56,7 +56,8 @@ pub(crate) fn test() -> Result<()> {
         }
         run(&mut on(command, &found, &found.lavapipe, "wgpu"))
     })?;
-    for (name, flags) in &FEATURES[1..] {
+    // The program alone has the library of no features, which is tested as that.
+    for (name, flags) in FEATURES[1..].iter().filter(|(_, flags)| !flags.ends_with("cli")) {
         let faces = if flags.contains("wgpu") { "cpu,wgpu" } else { "cpu" };
         steps.step(&format!("tests: {name}"), || {
             let mut command = cargo("test --quiet --test contract --test harness --test resample");
