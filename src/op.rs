@@ -313,27 +313,25 @@ pub struct Plan {
     pub shared_bytes: u32,
 }
 
-/// Spreads `blocks` over x and y, each at most `limit`, wasting as few as it can: the kernel takes
-/// `x + y * grid_x` as its block number and leaves when that is past the last.
+/// Spreads `blocks` over x and y, wasting as few as it can: the kernel takes `x + y * grid_x` as its block
+/// number, in 32 bits, and leaves when that is past the last.
 ///
 /// # Errors
 /// [`Error::Limit`] when even both together are too few.
 pub fn fold_grid(op: &'static str, blocks: u64, caps: &Caps) -> Result<[u32; 3]> {
-    let limit = u64::from(caps.max_grid[0].min(caps.max_grid[1]));
-    if blocks <= u64::from(caps.max_grid[0]) {
-        return Ok([blocks as u32, 1, 1]);
-    }
-    let y = blocks.div_ceil(limit);
-    if y > limit {
+    let [along_x, along_y, _] = caps.max_grid.map(u64::from);
+    let limit = (along_x * along_y).min(u32::MAX.into());
+    if blocks > limit {
         return Err(Error::Limit {
             op,
             arg: "grid",
             what: "number of blocks",
             got: blocks,
-            limit: limit * limit,
+            limit,
             target: caps.name.clone(),
         });
     }
+    let y = blocks.div_ceil(along_x).max(1);
     Ok([blocks.div_ceil(y) as u32, y as u32, 1])
 }
 

@@ -52,8 +52,9 @@ pub fn source<T: Op>(signature: &Signature, consts: &Consts, language: Language)
     match language {
         Language::Cuda { .. } => {
             let name = format!("{}.cu", T::NAME);
+            let text = expand(&name, T::CUDA, Lines::Marked, &mut Vec::new());
             cuda_prelude(T::Params::FIELDS, signature, consts)
-                + &expand(&name, T::CUDA, Lines::Marked, &mut Vec::new())
+                + &conditional(&text, &defines(signature, consts), Lines::Marked)
         }
         Language::Wgsl { f16, subgroups, immediates } => {
             let consts = consts.clone().set("SUBGROUPS", u32::from(subgroups)).set("F16", u32::from(f16));
@@ -61,7 +62,7 @@ pub fn source<T: Op>(signature: &Signature, consts: &Consts, language: Language)
             let prelude = wgsl_prelude(T::Params::FIELDS, signature, &consts, f16, immediate);
             let name = format!("{}.wgsl", T::NAME);
             let text = expand(&name, T::WGSL, Lines::Plain, &mut Vec::new());
-            prelude + &conditional(&text, &defines(signature, &consts))
+            prelude + &conditional(&text, &defines(signature, &consts), Lines::Plain)
         }
     }
 }
@@ -129,36 +130,47 @@ fn overridden(_: &str) -> Option<Cow<'static, str>> {
     None
 }
 
-/// What `#if` may ask in WGSL: the constants, and `HAS_X` for each operand.
+/// What `#if` may ask: the constants, and `HAS_X` for each operand.
 fn defines(signature: &Signature, consts: &Consts) -> Vec<(String, u32)> {
     let has = signature.slots().iter().map(|s| (has_name(s), u32::from(s.dtype.is_some())));
     consts.iter().map(|(n, v)| (n.to_owned(), v)).chain(has).collect()
 }
 
-/// Keeps or drops the lines between `#if NAME` (or `#if !NAME`), `#else` and `#endif`: WGSL has no
-/// preprocessor, and code that uses a missing extension does not validate even when it is never reached.
-fn conditional(text: &str, defines: &[(String, u32)]) -> String {
+/// Keeps or drops the lines between `#if NAME` (or `#if !NAME`), `#else` and `#endif`. WGSL has no preprocessor, and
+/// code that uses a missing extension does not validate even when it is never reached; in CUDA, what is left is what
+/// a kernel consists of. Dropped lines leave empty ones, so that numbers stay. What is not a name that is known
+/// here counts as 0 in WGSL, and is left to the compiler in CUDA.
+fn conditional(text: &str, defines: &[(String, u32)], lines: Lines) -> String {
+    let value = |condition: &str| {
+        let (name, negated) = match condition.strip_prefix('!') {
+            Some(name) => (name, true),
+            None => (condition, false),
+        };
+        let set = defines.iter().find(|(n, _)| n == name).map(|(_, v)| *v != 0);
+        set.or((lines == Lines::Plain).then_some(false)).map(|set| set != negated)
+    };
     let mut out = String::with_capacity(text.len());
-    let mut keep: Vec<bool> = Vec::new();
+    // Each open `#if`: whether its lines are kept, or None where the compiler decides.
+    let mut open: Vec<Option<bool>> = Vec::new();
     for line in text.lines() {
         let directive = line.trim_start();
-        if let Some(condition) = directive.strip_prefix("#if ") {
-            let (name, negated) = match condition.trim().strip_prefix('!') {
-                Some(name) => (name, true),
-                None => (condition.trim(), false),
-            };
-            let set = defines.iter().any(|(n, v)| n == name && *v != 0);
-            keep.push(set != negated);
+        let handled = if let Some(condition) = directive.strip_prefix("#if ") {
+            open.push(value(condition.trim()));
+            open.last().is_some_and(Option::is_some)
         } else if directive == "#else" {
-            if let Some(last) = keep.last_mut() {
-                *last = !*last;
+            if let Some(last) = open.last_mut() {
+                *last = last.map(|keep| !keep);
             }
+            open.last().is_some_and(Option::is_some)
         } else if directive == "#endif" {
-            keep.pop();
-        } else if keep.iter().all(|&k| k) {
+            open.pop().is_some_and(|last| last.is_some())
+        } else {
+            false
+        };
+        if !handled && open.iter().all(|keep| *keep != Some(false)) {
             out += line;
-            out.push('\n');
         }
+        out.push('\n');
     }
     out
 }
@@ -313,5 +325,32 @@ fn accessors(s: &mut String, slot: &Slot, binding: usize, native_f16: bool) {
             ),
         };
         let _ = writeln!(s, "fn load_{name}(i: u32) -> f32 {{ {load} }}");
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn kept(text: &str, lines: Lines) -> String {
+        conditional(text, &[("ON".into(), 2), ("OFF".into(), 0)], lines).replace('\n', ";")
+    }
+
+    #[test]
+    fn lines_are_kept_by_known_names() {
+        for lines in [Lines::Marked, Lines::Plain] {
+            assert_eq!(kept("#if ON\na\n#else\nb\n#endif\nc", lines), ";a;;;;c;");
+            assert_eq!(kept("#if OFF\na\n#else\nb\n#endif\nc", lines), ";;;b;;c;");
+            assert_eq!(kept("#if !OFF\na\n#endif", lines), ";a;;");
+            assert_eq!(kept("#if OFF\n#if ON\na\n#endif\nb\n#endif\nc", lines), ";;;;;;c;");
+            assert_eq!(kept("  #if ON\na\n  #endif", lines), ";a;;");
+        }
+    }
+
+    #[test]
+    fn other_conditions_are_the_compilers() {
+        let text = "#if ON\n#if ARCH >= 800\na\n#else\nb\n#endif\n#endif\n#if OFF\n#if X\nc\n#endif\n#endif";
+        assert_eq!(kept(text, Lines::Marked), ";#if ARCH >= 800;a;#else;b;#endif;;;;;;;");
+        assert_eq!(kept("#if UNKNOWN\na\n#else\nb\n#endif", Lines::Plain), ";;;b;;");
     }
 }

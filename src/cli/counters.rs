@@ -16,7 +16,7 @@ mod absent {
     use super::*;
 
     #[derive(Default)]
-    pub(crate) struct Counted;
+    pub(crate) struct Counted(());
 
     impl Counted {
         pub(crate) fn note(&mut self, _: &Device, _: &Outcome, _: bool) -> Option<serde_json::Value> {

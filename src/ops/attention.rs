@@ -13,6 +13,22 @@ use crate::view::View;
 /// with the largest before it is exponentiated. With no keys (`nk == 0`) the result is 0.
 ///
 /// Kernels for GPUs take heads of at most 256 elements; the CPU takes any.
+///
+/// ```
+/// use advect::{Cpu, View, ops::{Attention, AttentionArgs}};
+/// // One head of 2 numbers: the first query looks at the second key, the other at both alike.
+/// let (q, k) = ([0.0f32, 50.0, 0.0, 0.0], [1.0f32, 0.0, 0.0, 1.0]);
+/// let (v, mut out) = ([1.0f32, 2.0, 3.0, 4.0], [0.0f32; 4]);
+/// let shape = [1, 1, 2, 2];
+/// Cpu::new()?.run(&Attention::new(2), AttentionArgs {
+///     q: View::of(&q, &shape)?,
+///     k: View::of(&k, &shape)?,
+///     v: View::of(&v, &shape)?,
+///     out: View::of_mut(&mut out, &shape)?,
+/// })?;
+/// assert!(out.iter().zip([3.0, 4.0, 2.0, 3.0]).all(|(got, want)| (got - want).abs() < 1e-6));
+/// # Ok::<(), advect::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
     /// What the scores are multiplied with before the softmax; any finite number.

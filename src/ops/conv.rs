@@ -12,6 +12,22 @@ use crate::view::View;
 /// a convolution (a cross-correlation), input outside the image being 0.
 ///
 /// Pairs are (along rows, along columns): `[vertical, horizontal]`.
+///
+/// ```
+/// use advect::{Cpu, View, ops::{Conv, ConvArgs}};
+/// // How many neighbours, itself included, each pixel of a 3x3 image has.
+/// let (x, weight, mut out) = ([1.0f32; 9], [1.0f32; 9], [0.0f32; 9]);
+/// Cpu::new()?.run(&Conv { padding: [1, 1], ..Conv::default() }, ConvArgs {
+///     x: View::of(&x, &[1, 1, 3, 3])?,
+///     weight: View::of(&weight, &[1, 1, 3, 3])?,
+///     bias: None,
+///     sample_bias: None,
+///     residual: None,
+///     out: View::of_mut(&mut out, &[1, 1, 3, 3])?,
+/// })?;
+/// assert_eq!(out, [4.0, 6.0, 4.0, 6.0, 9.0, 6.0, 4.0, 6.0, 4.0]);
+/// # Ok::<(), advect::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub struct Conv {
     /// Distance between neighbouring windows.

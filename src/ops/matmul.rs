@@ -11,6 +11,23 @@ use crate::view::View;
 ///
 /// A transposed operand is a view with its last two axes permuted: a linear layer `x W^T` takes
 /// `W.permute(&[1, 0])` as `b`.
+///
+/// ```
+/// use advect::{Cpu, View, ops::{Matmul, MatmulArgs}};
+/// // A linear layer of 3 inputs and 2 outputs, on 2 rows: x W^T + bias.
+/// let x = [1.0f32, 2.0, 3.0, 4.0, 5.0, 6.0];
+/// let weight = [1.0f32, 0.0, 0.0, 0.0, 1.0, 1.0];
+/// let (bias, mut out) = ([0.5f32, -1.0], [0.0f32; 4]);
+/// Cpu::new()?.run(&Matmul::default(), MatmulArgs {
+///     a: View::of(&x, &[2, 3])?,
+///     b: View::of(&weight, &[2, 3])?.permute(&[1, 0])?,
+///     bias: Some(View::of(&bias, &[2])?),
+///     residual: None,
+///     out: View::of_mut(&mut out, &[2, 2])?,
+/// })?;
+/// assert_eq!(out, [1.5, 4.0, 4.5, 10.0]);
+/// # Ok::<(), advect::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Default)]
 pub struct Matmul {
     /// Applied after the bias and before the residual.

@@ -17,6 +17,23 @@ use arrayvec::ArrayVec;
 ///
 /// Absent operands count as weight 1, bias 0, scale 0, shift 0. The variance is the biased one. With
 /// `eps` 0 a row of equal numbers divides by zero.
+///
+/// ```
+/// use advect::{Cpu, View, ops::{Activation, Norm, NormArgs, NormKind}};
+/// // Two groups of one channel each: 1, 3 has mean 2 and deviation 1; 10, 30 has mean 20 and deviation 10.
+/// let (x, mut out) = ([1.0f32, 3.0, 10.0, 30.0], [0.0f32; 4]);
+/// let norm = Norm { kind: NormKind::Group { groups: 2 }, eps: 0.0, activation: Activation::None };
+/// Cpu::new()?.run(&norm, NormArgs {
+///     x: View::of(&x, &[1, 2, 2])?,
+///     weight: None,
+///     bias: None,
+///     scale: None,
+///     shift: None,
+///     out: View::of_mut(&mut out, &[1, 2, 2])?,
+/// })?;
+/// assert!(out.iter().zip([-1.0, 1.0, -1.0, 1.0]).all(|(got, want)| (got - want).abs() < 1e-6));
+/// # Ok::<(), advect::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Norm {
     /// What mean and variance are taken over.

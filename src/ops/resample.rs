@@ -6,6 +6,17 @@ use crate::target::cpu::Cpu;
 use crate::view::View;
 
 /// Resampling by two along height and width.
+///
+/// ```
+/// use advect::{Cpu, View, ops::{Resample, ResampleArgs}};
+/// let (x, mut out) = ([1.0f32, 2.0, 3.0, 4.0], [0.0f32; 1]);
+/// Cpu::new()?.run(&Resample::Down2, ResampleArgs {
+///     x: View::of(&x, &[1, 1, 2, 2])?,
+///     out: View::of_mut(&mut out, &[1, 1, 1, 1])?,
+/// })?;
+/// assert_eq!(out, [2.5]);
+/// # Ok::<(), advect::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash)]
 pub enum Resample {
     /// `out[n, c, i, j] = x[n, c, i / 2, j / 2]`: nearest neighbour, sizes doubled.

@@ -15,6 +15,17 @@ pub const MAX_BUFFERS: usize = 8;
 /// Nearly every explicit step of an ODE or SDE solver is of this form: guidance, changes of
 /// parametrisation and differences of history are linear and fold into the coefficients, which the host
 /// computes in f64 and rounds once. A coefficient of 0 leaves its buffer unread, whatever it holds.
+///
+/// ```
+/// use advect::{Cpu, View, ops::{Step, StepArgs}};
+/// // A step of Euler's method with guidance: x + h (v0 + w (v1 - v0)), h = 0.5, w = 3.
+/// let (x, v0, v1, mut out) = ([1.0f32, 2.0], [0.0f32, 4.0], [2.0f32, 4.0], [0.0f32; 2]);
+/// let step = Step::sum(&[1.0, 0.5 * (1.0 - 3.0), 0.5 * 3.0])?;
+/// let buffers = [View::of(&x, &[2])?, View::of(&v0, &[2])?, View::of(&v1, &[2])?];
+/// Cpu::new()?.run(&step, StepArgs::over(buffers, View::of_mut(&mut out, &[2])?)?)?;
+/// assert_eq!(out, [4.0, 4.0]);
+/// # Ok::<(), advect::Error>(())
+/// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Step {
     /// What the buffers are multiplied by.

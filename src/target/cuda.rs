@@ -36,7 +36,7 @@ use crate::op::{Caps, Language, Op};
 use crate::source::{self, Variant};
 use cache::{Cache, Key};
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::{CudaContext, CudaStream, sys};
+use cudarc::driver::{CudaContext, sys};
 use launch::Launch;
 use nvrtc::{Artifact, Nvrtc, Output};
 use std::collections::HashMap;
@@ -91,8 +91,9 @@ pub struct Cuda(Arc<Shared>);
 struct Shared {
     /// Before the context, which must outlive the kernels' modules.
     kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
-    stream: Arc<CudaStream>,
-    context: Arc<CudaContext>,
+    stream: Stream,
+    context: Context,
+    ordinal: usize,
     caps: Caps,
     compiler: Compiler,
 }
@@ -154,9 +155,51 @@ impl Cuda {
         let refused = |e: DriverError| {
             unavailable(format!("device {ordinal} does not start: {}", says(&e)), USE_ANOTHER)
         };
-        let context = CudaContext::new(ordinal).map_err(refused)?;
-        let stream = context.new_stream().map_err(refused)?;
-        let caps = device_caps(&context).map_err(refused)?;
+        let primary = CudaContext::new(ordinal).map_err(refused)?;
+        let context = Context {
+            raw: primary.cu_ctx(),
+            has_async_alloc: primary.has_async_alloc(),
+            _primary: Some(primary),
+        };
+        Self::start(context, ordinal, compiler)
+    }
+
+    /// A context of the host's, a `CUcontext` of any kind, and a stream in it for [`Cuda::run`].
+    ///
+    /// # Errors
+    /// As [`Cuda::new`]; [`Error::Argument`] when the context is null.
+    ///
+    /// # Safety
+    /// The context is alive, and outlives every clone of what is returned and the work launched with them.
+    pub unsafe fn from_context(context: *mut c_void) -> Result<Self> {
+        if context.is_null() {
+            return Err(Error::argument("cuda", "context", "a CUcontext", "null"));
+        }
+        let devices = count()?;
+        let compiler = Compiler::new()?;
+        let refused =
+            |e: DriverError| unavailable(format!("the context cannot be used: {}", says(&e)), USE_ANOTHER);
+        let mut context = Context { raw: context.cast(), has_async_alloc: false, _primary: None };
+        let current = Current::set(&context).map_err(refused)?;
+        let mut device = 0;
+        // SAFETY: the context is alive and current, and the device is written to a place of its type.
+        unsafe { sys::cuCtxGetDevice(&raw mut device).result() }.map_err(refused)?;
+        // SAFETY: the driver has just named this device.
+        let pools = unsafe { attribute(device, MEMORY_POOLS) }.map_err(refused)?;
+        context.has_async_alloc = pools > 0;
+        drop(current);
+        let same = |i: &usize| result::device::get(*i as i32).is_ok_and(|d| d == device);
+        let ordinal = (0..devices).find(same);
+        let unseen = || unavailable("the context is of a device that this process does not see", USE_ANOTHER);
+        Self::start(context, ordinal.ok_or_else(unseen)?, compiler)
+    }
+
+    fn start(context: Context, ordinal: usize, compiler: Compiler) -> Result<Self> {
+        let refused = |e: DriverError| {
+            unavailable(format!("device {ordinal} does not start: {}", says(&e)), USE_ANOTHER)
+        };
+        let stream = Stream::new(&context).map_err(refused)?;
+        let caps = device_caps(ordinal).map_err(refused)?;
         if let Language::Cuda { arch } = caps.language
             && !compiler.nvrtc.architectures().contains(&arch)
         {
@@ -165,7 +208,12 @@ impl Cuda {
             return Err(unavailable(why, "use another version of NVRTC (ADVECT_NVRTC), wgpu or the cpu"));
         }
         let kernels = Mutex::default();
-        Ok(Self(Arc::new(Shared { kernels, stream, context, caps, compiler })))
+        Ok(Self(Arc::new(Shared { kernels, stream, context, ordinal, caps, compiler })))
+    }
+
+    /// The number of the device.
+    pub fn ordinal(&self) -> usize {
+        self.0.ordinal
     }
 
     /// What the device can do.
@@ -176,7 +224,7 @@ impl Cuda {
     /// Launches into the host's stream, a `CUstream` or `cudaStream_t` (null is the default stream).
     ///
     /// # Safety
-    /// The stream belongs to the primary context of this device and outlives what is returned. A clone of
+    /// The stream belongs to the context of this device (the primary one after [`Cuda::new`]) and outlives what is returned. A clone of
     /// `self` outlives the launched work, and every CUDA graph that captured it.
     pub unsafe fn on(&self, stream: *mut c_void) -> On<'_> {
         On { cuda: self, stream: stream.cast() }
@@ -269,12 +317,65 @@ impl On<'_> {
     }
 }
 
+/// The context that kernels are loaded into: the primary one of a device, or the host's.
+#[derive(Clone)]
+struct Context {
+    raw: sys::CUcontext,
+    has_async_alloc: bool,
+    /// Keeps the primary context.
+    _primary: Option<Arc<CudaContext>>,
+}
+
+// SAFETY: the driver lets a context be made current on any thread.
+unsafe impl Send for Context {}
+// SAFETY: as above; the driver locks what it changes.
+unsafe impl Sync for Context {}
+
+impl Context {
+    fn has_async_alloc(&self) -> bool {
+        self.has_async_alloc
+    }
+}
+
+/// A stream of advect's own, which waits for no other.
+struct Stream {
+    raw: sys::CUstream,
+    context: Context,
+}
+
+// SAFETY: the driver lets a stream be used from any thread on which its context is current.
+unsafe impl Send for Stream {}
+// SAFETY: as above; the driver locks what it changes.
+unsafe impl Sync for Stream {}
+
+impl Stream {
+    fn new(context: &Context) -> Result<Self, DriverError> {
+        let _current = Current::set(context)?;
+        let raw = result::stream::create(result::stream::StreamKind::NonBlocking)?;
+        Ok(Self { raw, context: context.clone() })
+    }
+
+    fn cu_stream(&self) -> sys::CUstream {
+        self.raw
+    }
+}
+
+impl Drop for Stream {
+    fn drop(&mut self) {
+        if let Ok(_current) = Current::set(&self.context) {
+            // SAFETY: made by `new` and destroyed only here; the driver lets work in it come to its end. That it
+            // fails has no one to be told to.
+            let _ = unsafe { result::stream::destroy(self.raw) };
+        }
+    }
+}
+
 /// The calling thread's context, put back when this is dropped.
 struct Current(Option<sys::CUcontext>);
 
 impl Current {
-    fn set(context: &CudaContext) -> Result<Self, DriverError> {
-        let ours = context.cu_ctx();
+    fn set(context: &Context) -> Result<Self, DriverError> {
+        let ours = context.raw;
         let before = result::ctx::get_current()?;
         if before == Some(ours) {
             return Ok(Self(None));
@@ -305,7 +406,7 @@ struct Kernel {
     static_shared_bytes: u32,
     /// The dynamic shared memory it may be launched with.
     allowed_shared_bytes: AtomicU32,
-    context: Arc<CudaContext>,
+    context: Context,
 }
 
 // SAFETY: the driver's handles may be used from any thread on which their context is current.
@@ -315,7 +416,7 @@ unsafe impl Sync for Kernel {}
 
 impl Kernel {
     /// The context is current.
-    fn load(context: &Arc<CudaContext>, cubin: &[u8], entry: &str) -> Result<Self, DriverError> {
+    fn load(context: &Context, cubin: &[u8], entry: &str) -> Result<Self, DriverError> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC_SHARED;
         let name = CString::new(entry).map_err(|_| DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND))?;
         // SAFETY: the image is a whole CUBIN from NVRTC (its checksum held, if it came from disk), which
@@ -381,15 +482,28 @@ impl Drop for Kernel {
     }
 }
 
+const MEMORY_POOLS: sys::CUdevice_attribute =
+    sys::CUdevice_attribute::CU_DEVICE_ATTRIBUTE_MEMORY_POOLS_SUPPORTED;
+
+/// # Safety
+/// The driver knows the device.
+unsafe fn attribute(device: sys::CUdevice, attribute: sys::CUdevice_attribute) -> Result<u32, DriverError> {
+    // SAFETY: as this function asks.
+    unsafe { result::device::get_attribute(device, attribute) }.map(|value| value.max(0) as u32)
+}
+
 /// What the driver says that a device can do.
-fn device_caps(context: &CudaContext) -> Result<Caps, DriverError> {
+fn device_caps(ordinal: usize) -> Result<Caps, DriverError> {
     use sys::CUdevice_attribute::*;
-    let get = |attribute| context.attribute(attribute).map(|value| value.max(0) as u32);
-    let (major, minor) = context.compute_capability()?;
-    let arch = (major * 10 + minor) as u32;
+    let device = result::device::get(ordinal as i32)?;
+    // SAFETY: the driver has just given this device.
+    let get = |name| unsafe { attribute(device, name) };
+    let major = get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MAJOR)?;
+    let minor = get(CU_DEVICE_ATTRIBUTE_COMPUTE_CAPABILITY_MINOR)?;
+    let arch = major * 10 + minor;
     let warp = get(CU_DEVICE_ATTRIBUTE_WARP_SIZE)?;
     Ok(Caps {
-        name: format!("{} (sm_{arch})", context.name()?),
+        name: format!("{} (sm_{arch})", result::device::get_name(device)?),
         language: Language::Cuda { arch },
         shared_bytes: get(CU_DEVICE_ATTRIBUTE_MAX_SHARED_MEMORY_PER_BLOCK_OPTIN)?,
         max_threads: get(CU_DEVICE_ATTRIBUTE_MAX_THREADS_PER_BLOCK)?,

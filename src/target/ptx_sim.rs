@@ -56,6 +56,9 @@ impl PtxSim {
     /// [`Error::Unavailable`] when there is no NVRTC.
     pub fn new(arch: u32, schedule: Schedule) -> Result<Self> {
         let mut caps = presets::cuda_for(arch);
+        // So few blocks along x that most grids are folded, with some blocks past the last: on hardware only calls
+        // of more than 2^31 blocks are.
+        caps.max_grid[0] = 3;
         caps.name = match schedule {
             Schedule::FirstWarpFirst => format!("ptx-sim sm_{arch}"),
             Schedule::LastWarpFirst => format!("ptx-sim sm_{arch} last-warp-first"),

@@ -96,10 +96,18 @@ const FEATURES: wgpu::Features =
 /// # Errors
 /// [`Error::Unavailable`] when the driver refuses.
 pub fn open(adapter: &wgpu::Adapter) -> Result<(wgpu::Device, wgpu::Queue)> {
+    open_with(adapter, adapter.limits())
+}
+
+/// As [`open`], with limits of the caller's choice.
+///
+/// # Errors
+/// [`Error::Unavailable`] when the driver refuses.
+pub fn open_with(adapter: &wgpu::Adapter, limits: wgpu::Limits) -> Result<(wgpu::Device, wgpu::Queue)> {
     let descriptor = wgpu::DeviceDescriptor {
         label: Some("advect"),
         required_features: adapter.features() & FEATURES,
-        required_limits: adapter.limits(),
+        required_limits: limits,
         ..Default::default()
     };
     pollster::block_on(adapter.request_device(&descriptor)).map_err(|e| Error::Unavailable {

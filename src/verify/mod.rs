@@ -33,3 +33,16 @@ pub fn each_op(visitor: &mut impl OpVisitor) {
     visitor.visit::<Resample>();
     visitor.visit::<Step>();
 }
+
+/// The names of all ops, in that order.
+pub fn op_names() -> Vec<&'static str> {
+    struct Names(Vec<&'static str>);
+    impl OpVisitor for Names {
+        fn visit<T: Verified>(&mut self) {
+            self.0.push(T::NAME);
+        }
+    }
+    let mut names = Names(Vec::new());
+    each_op(&mut names);
+    names.0
+}

@@ -19,7 +19,7 @@ use serde::Serialize;
 pub struct Selection {
     /// The dtypes.
     pub dtypes: Vec<Dtype>,
-    /// Only cases whose name contains this.
+    /// Only the case of this name or, where there is none, those whose name contains it.
     pub case: Option<String>,
     /// Random cases per op and dtype, besides the listed ones.
     pub fuzz: usize,
@@ -72,7 +72,7 @@ pub enum Status {
 
 /// Runs the selected cases of one op on every device; `each` sees every outcome as it comes.
 pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut dyn FnMut(Outcome)) {
-    let of = |&dtype: &Dtype| selection.cases::<T>(dtype).map(move |case| (dtype, case));
+    let of = |&dtype: &Dtype| selection.cases::<T>(dtype).into_iter().map(move |case| (dtype, case));
     let mut cases: Vec<_> = selection.dtypes.iter().flat_map(of).collect();
     if selection.fail_fast {
         cases.shuffle(&mut ChaCha8Rng::seed_from_u64(selection.seed));
@@ -91,15 +91,19 @@ pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut
 
 impl Selection {
     /// The selected cases of one dtype: the listed ones, then the random ones.
-    fn cases<T: Verified>(&self, dtype: Dtype) -> impl Iterator<Item = Case<T>> {
+    fn cases<T: Verified>(&self, dtype: Dtype) -> Vec<Case<T>> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let random = (0..self.fuzz).map(move |i| {
             let mut case = T::random(&mut rng, dtype);
             case.name = format!("fuzz={i} seed={} {}", self.seed, case.name);
             case
         });
-        let wanted = |case: &Case<T>| self.case.as_ref().is_none_or(|part| case.name.contains(part.as_str()));
-        T::cases(dtype).into_iter().chain(random).filter(wanted)
+        let mut all: Vec<Case<T>> = T::cases(dtype).into_iter().chain(random).collect();
+        if let Some(wanted) = &self.case {
+            let named = all.iter().any(|case| case.name == *wanted);
+            all.retain(|case| if named { case.name == *wanted } else { case.name.contains(wanted.as_str()) });
+        }
+        all
     }
 }
 
@@ -186,7 +190,7 @@ pub fn devices() -> Result<Vec<Device>> {
     }
     #[cfg(feature = "wgpu")]
     if chosen("wgpu") {
-        all.extend(Device::wgpu(0));
+        all.extend(folding()?);
     }
     #[cfg(feature = "cuda")]
     if chosen("cuda") {
@@ -200,6 +204,17 @@ pub fn devices() -> Result<Vec<Device>> {
         }
     }
     Ok(all)
+}
+
+/// The first adapter of wgpu, if any, opened with so few workgroups along an axis that grids are folded, with some
+/// workgroups past the last: as it comes, that takes calls of more than 65535 workgroups.
+#[cfg(feature = "wgpu")]
+fn folding() -> Result<Option<Device>> {
+    use crate::target::wgpu::{Queue, Wgpu, adapters, open_with};
+    let Some(adapter) = adapters().into_iter().next() else { return Ok(None) };
+    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 50, ..adapter.limits() };
+    let (device, queue) = open_with(&adapter, limits)?;
+    Ok(Some(Device::Wgpu(Queue::new((Wgpu::from_device(device), queue)))))
 }
 
 /// Simulated GPUs that together cover every CUDA code path and both dialects of PTX, each with another order

@@ -13,3 +13,11 @@ pub(crate) fn kernels(nvrtc: &Path, all: bool) -> Result<()> {
     }
     step::run(command.env("ADVECT_NVRTC", nvrtc).env("ADVECT_CACHE_DIR", step::kernel_cache()))
 }
+
+/// Compiles what the simulators of the tests will run, on all cores: the tests find it in the cache, and would
+/// otherwise compile one kernel after the other.
+pub(crate) fn simulated(nvrtc: &Path) -> Result<()> {
+    let mut command = step::cargo("run --quiet --package advect --features ptx-sim -- kernels --emit ptx");
+    command.args(["--arch", "75,80,100a", "--out"]).arg(step::target().join("ptx"));
+    step::run(command.env("ADVECT_NVRTC", nvrtc).env("ADVECT_CACHE_DIR", step::kernel_cache()))
+}

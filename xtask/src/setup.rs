@@ -1,7 +1,8 @@
-//! What the tests need beyond Rust: two software Vulkan drivers and NVRTC.
+//! What the tests need beyond Rust: two software Vulkan drivers, NVRTC, and NumPy for the Python program.
 //!
 //! Drivers come from the system's packages, where this may install them. NVRTC comes as one wheel from
-//! PyPI, unpacked into the target folder; it is NVIDIA's, under NVIDIA's licence, and never committed.
+//! PyPI, unpacked into the target folder; it is NVIDIA's, under NVIDIA's licence, and never committed. NumPy
+//! comes in the same way, where Python has none.
 
 use crate::step;
 use anyhow::{Context, Result, bail};
@@ -11,6 +12,9 @@ use std::process::Command;
 
 /// The version of NVRTC that the compile matrix was last checked with.
 const NVRTC_WHEEL: &str = "nvidia-cuda-nvrtc==13.5.37";
+
+/// The oldest NumPy whose `from_dlpack` knows version 1 of DLPack; pip picks the newest for its Python.
+const NUMPY_WHEEL: &str = "numpy>=2.1";
 
 /// Mesa's software driver.
 const LAVAPIPE: &[&str] = &[
@@ -31,13 +35,17 @@ pub(crate) struct Found {
     pub(crate) swiftshader: PathBuf,
     /// The folder with `libnvrtc.so`.
     pub(crate) nvrtc: PathBuf,
+    /// The folder with NumPy; none where Python has its own.
+    pub(crate) numpy: Option<PathBuf>,
 }
 
 impl fmt::Display for Found {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         writeln!(f, "lavapipe     {}", self.lavapipe.display())?;
         writeln!(f, "SwiftShader  {}", self.swiftshader.display())?;
-        write!(f, "NVRTC        {}", self.nvrtc.display())
+        writeln!(f, "NVRTC        {}", self.nvrtc.display())?;
+        let numpy = self.numpy.as_ref().map(|folder| folder.display().to_string());
+        write!(f, "NumPy        {}", numpy.as_deref().unwrap_or("Python's own"))
     }
 }
 
@@ -47,6 +55,7 @@ pub(crate) fn setup() -> Result<Found> {
         lavapipe: driver(LAVAPIPE, &["mesa-vulkan-drivers", "libvulkan1"])?,
         swiftshader: driver(SWIFTSHADER, &["chromium", "libvulkan1"])?,
         nvrtc: nvrtc()?,
+        numpy: numpy()?,
     })
 }
 
@@ -97,7 +106,8 @@ pub(crate) fn nvrtc() -> Result<PathBuf> {
         );
     }
     println!("fetching {NVRTC_WHEEL} (60 MB, under NVIDIA's licence) into {}", folder.display());
-    fetch(&folder)?;
+    let remedy = "Or set ADVECT_NVRTC to a folder that holds libnvrtc.so";
+    fetch(NVRTC_WHEEL, &folder, remedy)?;
     // The last thing a complete unpacking leaves is checked, so that an interrupted one is repeated.
     if !library.join("libnvrtc.so.13").exists() {
         bail!("the wheel {NVRTC_WHEEL} has no libnvrtc.so.13");
@@ -105,17 +115,36 @@ pub(crate) fn nvrtc() -> Result<PathBuf> {
     Ok(library)
 }
 
-/// Unpacks the wheel beside the folder and moves it into place, so that a half-unpacked one is never used.
-fn fetch(folder: &Path) -> Result<()> {
+/// The folder with a NumPy for the Python program: none where Python has one that is new enough.
+fn numpy() -> Result<Option<PathBuf>> {
+    let works = |folder: &Path| {
+        let mut python = Command::new("python3");
+        python.args(["-c", "import numpy; assert int(numpy.__version__[0]) >= 2"]).env("PYTHONPATH", folder);
+        python.output().is_ok_and(|o| o.status.success())
+    };
+    if works(Path::new("")) {
+        return Ok(None);
+    }
+    let folder = step::target().join("numpy");
+    if !works(&folder) {
+        println!("fetching {NUMPY_WHEEL} into {}", folder.display());
+        fetch(NUMPY_WHEEL, &folder, "Or install the package python3-numpy")?;
+        if !works(&folder) {
+            bail!("the wheel {NUMPY_WHEEL} was unpacked into {}, and is no NumPy", folder.display());
+        }
+    }
+    Ok(Some(folder))
+}
+
+/// Unpacks a wheel beside the folder and moves it into place, so that a half-unpacked one is never used.
+fn fetch(wheel: &str, folder: &Path, remedy: &str) -> Result<()> {
     let fresh = folder.with_extension(format!("new-{}", std::process::id()));
     let wheels = fresh.join("wheel");
     std::fs::create_dir_all(&wheels).with_context(|| format!("cannot make {}", wheels.display()))?;
     let python = |words: &[&str]| Command::new("python3").args(words).current_dir(&fresh).status();
-    let pip = ["-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", "wheel", NVRTC_WHEEL];
+    let pip = ["-m", "pip", "download", "-q", "--no-deps", "--only-binary=:all:", "-d", "wheel", wheel];
     if !python(&pip)?.success() {
-        bail!(
-            "pip could not download {NVRTC_WHEEL}: is python3-pip installed, and does it reach PyPI? Or set ADVECT_NVRTC to a folder that holds libnvrtc.so"
-        );
+        bail!("pip could not download {wheel}: is python3-pip installed, and does it reach PyPI? {remedy}");
     }
     for wheel in std::fs::read_dir(&wheels)? {
         let wheel = wheel?.path();

@@ -1,18 +1,22 @@
 //! Everything that must hold before a commit lands: `cargo xtask test`.
 
-use crate::kernels;
 use crate::setup::{self, Found};
 use crate::step::{self, Steps, cargo, run};
+use crate::{kernels, licences, package};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// The feature sets that must build, lint clean and test: both, each alone, none.
-const FEATURES: [(&str, &str); 4] = [
-    ("default features and the simulator", "--workspace --features advect/ptx-sim"),
-    ("no features", "--package advect --no-default-features"),
-    ("cuda alone", "--package advect --no-default-features --features cuda"),
-    ("wgpu alone", "--package advect --no-default-features --features wgpu"),
+/// All but the host on burn, whose dependencies alone build for as long as everything else: `cargo xtask burn`.
+const EVERYTHING: &str = "--workspace --exclude advect-burn --features advect/ptx-sim";
+
+/// The feature sets that must build, lint clean and test: all, each alone, none.
+const FEATURES: [(&str, &str); 5] = [
+    ("default features and the simulator", EVERYTHING),
+    ("no features", "--package advect --package advect-capi --no-default-features"),
+    ("the command line alone", "--package advect --no-default-features --features cli"),
+    ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
+    ("wgpu alone", "--package advect --package advect-capi --no-default-features --features wgpu"),
 ];
 
 /// Sets up and runs every step; stops at the first that fails.
@@ -25,6 +29,7 @@ pub(crate) fn test() -> Result<()> {
     })?;
     let Some(found) = found else { return Ok(()) };
     steps.step("format", || run(&mut cargo("fmt --all --check")))?;
+    steps.step("licences", licences::licences)?;
     for (name, flags) in FEATURES {
         steps.step(&format!("lints: {name}"), || {
             run(cargo("clippy --quiet --all-targets")
@@ -32,15 +37,20 @@ pub(crate) fn test() -> Result<()> {
                 .args(["--", "-D", "warnings"]))
         })?;
     }
+    steps.step("PTX for the simulator", || kernels::simulated(&found.nvrtc))?;
     // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
     // tests again on lavapipe, which has f16 and wider subgroups.
-    let everything = "test --quiet --workspace --features advect/ptx-sim";
+    let everything = || {
+        let mut command = cargo("test --quiet");
+        command.args(EVERYTHING.split_whitespace());
+        command
+    };
     steps.step("tests: CPU, SwiftShader, PTX simulator", || {
         let faces = "cpu,wgpu,ptx-sim";
-        run(&mut on(cargo(everything), &found, &found.swiftshader, faces))
+        run(&mut on(everything(), &found, &found.swiftshader, faces))
     })?;
     steps.step("tests: lavapipe", || {
-        let mut command = cargo(everything);
+        let mut command = everything();
         for name in device_tests()? {
             command.args(["--test", &name]);
         }
@@ -67,9 +77,28 @@ pub(crate) fn test() -> Result<()> {
         run(on(run_it, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
     })?;
     steps.step("docs", || {
-        run(cargo("doc --quiet --no-deps --workspace").env("RUSTDOCFLAGS", "-D warnings"))
+        run(cargo("doc --quiet --no-deps --workspace --exclude advect-burn")
+            .env("RUSTDOCFLAGS", "-D warnings"))
     })?;
+    steps.step("minimum Rust version", minimum_rust)?;
+    steps.step("package", || package::package(false))?;
     steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
+    steps.summary();
+    Ok(())
+}
+
+/// The host on burn: lints, tests on SwiftShader, and its example.
+pub(crate) fn burn() -> Result<()> {
+    let found = setup::setup()?;
+    let mut steps = Steps::default();
+    let burn = |words: &str| {
+        let mut command = cargo(words);
+        command.args(["--quiet", "--package", "advect-burn"]);
+        on(command, &found, &found.swiftshader, "cpu,wgpu")
+    };
+    steps.step("lints", || run(burn("clippy --all-targets").args(["--", "-D", "warnings"])))?;
+    steps.step("tests", || run(&mut burn("test")))?;
+    steps.step("example", || run(&mut burn("run --example denoise")))?;
     steps.summary();
     Ok(())
 }
@@ -84,7 +113,10 @@ fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Comman
         .env("ADVECT_NVRTC", &found.nvrtc)
         .env("ADVECT_CACHE_DIR", step::kernel_cache())
         .env("ADVECT_FACES", faces)
-        .env("ADVECT_REQUIRE", faces);
+        .env("ADVECT_REQUIRE", faces)
+        // The C and Python programs of `hosts/`, which the tests of `capi` compile and run.
+        .env("ADVECT_REQUIRE_HOSTS", "c,python")
+        .env("ADVECT_NUMPY", found.numpy.as_deref().unwrap_or(Path::new("")));
     command
 }
 
@@ -101,4 +133,24 @@ fn device_tests() -> Result<Vec<String>> {
     }
     names.sort();
     Ok(names)
+}
+
+/// The oldest Rust that is promised checks everything, unless it is the one that has just done so.
+fn minimum_rust() -> Result<()> {
+    let promised = env!("CARGO_PKG_RUST_VERSION");
+    let output = Command::new("rustc").arg("--version").output()?;
+    let active = String::from_utf8_lossy(&output.stdout).into_owned();
+    let active = active.split_whitespace().nth(1).unwrap_or_default();
+    if active.starts_with(promised) {
+        println!("this is Rust {active}: all steps ran on it");
+        return Ok(());
+    }
+    let toolchain = format!("+{promised}");
+    if !Command::new("cargo").args([&toolchain, "--version"]).output().is_ok_and(|o| o.status.success()) {
+        println!("skipped: `rustup toolchain install {promised}` gets the oldest Rust that is promised");
+        return Ok(());
+    }
+    let mut command = Command::new("cargo");
+    command.args([&toolchain, "check", "--quiet", "--package", "advect", "--all-features", "--all-targets"]);
+    run(command.current_dir(step::root()))
 }

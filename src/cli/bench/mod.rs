@@ -37,7 +37,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "D", default_value = "auto")]
     device: Choice,
     /// Threads of the CPU; 0 is one a core.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = threads)]
     threads: usize,
     /// How operands are stored: f32, f16 or bf16.
     #[arg(long, default_value = "f32")]
@@ -46,7 +46,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "FILE")]
     cases: Option<PathBuf>,
     /// Seconds for each case.
-    #[arg(long, value_name = "S", default_value_t = 0.5)]
+    #[arg(long, value_name = "S", default_value_t = 0.5, allow_negative_numbers = true)]
     budget: f64,
     /// Write one JSON object a case to this file.
     #[arg(long, value_name = "FILE")]

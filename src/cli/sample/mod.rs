@@ -42,20 +42,20 @@ pub(crate) struct SampleArgs {
     #[arg(long, default_value = "heun")]
     solver: Method,
     /// Steps from noise to image.
-    #[arg(long, value_name = "N", default_value_t = 10, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    #[arg(long, value_name = "N", default_value_t = 10, allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=10_000))]
     steps: u32,
     /// Classifier-free guidance: 1 is the plain conditional model (half the work), more is clearer and
     /// less varied.
-    #[arg(long, value_name = "W", default_value_t = 1.5, value_parser = finite)]
+    #[arg(long, value_name = "W", default_value_t = 1.5, allow_negative_numbers = true, value_parser = finite)]
     guidance: f64,
     /// Digits to draw, as single ones and ranges: 0-9 or 3,1,4.
     #[arg(long, default_value = "0-9")]
     labels: Labels,
     /// How many images; the labels repeat. By default 80 for all ten digits, else one of each label given.
-    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
+    #[arg(long, value_name = "N", allow_negative_numbers = true, value_parser = clap::value_parser!(u32).range(1..=1_000_000))]
     count: Option<u32>,
     /// Seed of the noise. Image k of a seed is the same whatever the count and the device, up to rounding.
-    #[arg(long, default_value_t = 0)]
+    #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// How weights and activations are stored: f32, f16 or bf16.
     #[arg(long, default_value = "f32")]
@@ -64,7 +64,7 @@ pub(crate) struct SampleArgs {
     #[arg(long, value_name = "FILE", default_value = "digits.png")]
     out: PathBuf,
     /// Threads of the CPU; 0 is one a core.
-    #[arg(long, value_name = "N", default_value_t = 0, value_parser = threads)]
+    #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = threads)]
     threads: usize,
     /// Classify the samples with the bundled classifier and print how many are what they should be.
     #[arg(long)]

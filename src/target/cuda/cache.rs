@@ -7,6 +7,7 @@
 //! time.
 
 use super::nvrtc::Artifact;
+use etcetera::base_strategy::{BaseStrategy, choose_native_strategy};
 use sha2::{Digest, Sha256};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -60,7 +61,7 @@ impl Cache {
     pub fn from_env() -> Self {
         let folder = match std::env::var_os("ADVECT_CACHE_DIR") {
             Some(folder) => (!folder.is_empty()).then(|| folder.into()),
-            None => dirs::cache_dir().map(|folder| folder.join("advect")),
+            None => choose_native_strategy().ok().map(|dirs| dirs.cache_dir().join("advect")),
         };
         Self { folder }
     }

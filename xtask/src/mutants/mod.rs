@@ -26,8 +26,8 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Arguments of `cargo xtask mutants`.
 #[derive(clap::Args)]
 pub(crate) struct MutantsArgs {
-    /// Only files whose path contains this: `conv`, `.wgsl`, `shaders/norm`
-    filter: Option<String>,
+    /// Only files whose path contains one of these, in this order: `conv`, `.wgsl`, `shaders/norm`
+    filters: Vec<String>,
     /// Mutants at once
     #[arg(long, default_value_t = 1)]
     jobs: usize,
@@ -76,15 +76,19 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
     std::fs::create_dir_all(&store)?;
     let journal = store.join("fates.jsonl");
     let mut known = read(&journal)?;
-    let work: Vec<(&Source, Mutant)> = sources
+    let place = |s: &Source| {
+        args.filters.iter().position(|f| s.path.contains(f.as_str())).unwrap_or(args.filters.len())
+    };
+    let mut work: Vec<(&Source, Mutant)> = sources
         .iter()
-        .filter(|s| args.filter.as_ref().is_none_or(|f| s.path.contains(f.as_str())))
+        .filter(|s| place(s) < args.filters.len().max(1))
         .flat_map(|s| mutate::mutants(&s.text).into_iter().map(move |m| (s, m)))
         .filter(|(s, m)| match known.get(&key(s, m)) {
             None => true,
             Some(k) => args.survivors && k.fate == Fate::Survived,
         })
         .collect();
+    work.sort_by_key(|(s, _)| place(s));
     if !args.report {
         let runner = Runner::new(found, &sources, &store)?;
         let new = all(&runner, &work, &journal, args)?;

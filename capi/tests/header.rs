@@ -1,0 +1,40 @@
+//! The checked-in header is the one that the sources make.
+
+use std::path::Path;
+
+fn generated() -> String {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR"));
+    let config = cbindgen::Config::from_file(root.join("cbindgen.toml")).unwrap();
+    let mut builder = cbindgen::Builder::new().with_config(config);
+    let mut files: Vec<_> = std::fs::read_dir(root.join("src")).unwrap().map(|f| f.unwrap().path()).collect();
+    files.sort();
+    for file in files {
+        builder = builder.with_src(file);
+    }
+    let mut text = Vec::new();
+    builder.generate().unwrap().write(&mut text);
+    String::from_utf8(text).unwrap()
+}
+
+/// With `ADVECT_WRITE_HEADER` set the header is written instead: `cargo xtask header` does that.
+#[test]
+fn the_header_is_not_stale() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("include/advect.h");
+    let wanted = generated();
+    if std::env::var_os("ADVECT_WRITE_HEADER").is_some() {
+        std::fs::write(&path, wanted).unwrap();
+        return;
+    }
+    let found = std::fs::read_to_string(&path).unwrap();
+    let differs = wanted.lines().zip(found.lines()).position(|(a, b)| a != b);
+    assert!(wanted == found, "capi/include/advect.h is stale (line {differs:?}): run `cargo xtask header`");
+}
+
+/// The version in the header is that of the package, whose minor version names the ABI.
+#[test]
+fn the_version_is_the_packages() {
+    use advect_capi::{ADVECT_VERSION_MAJOR, ADVECT_VERSION_MINOR, ADVECT_VERSION_PATCH, advect_version};
+    let [major, minor, patch] = [ADVECT_VERSION_MAJOR, ADVECT_VERSION_MINOR, ADVECT_VERSION_PATCH];
+    assert_eq!(format!("{major}.{minor}.{patch}"), env!("CARGO_PKG_VERSION"));
+    assert_eq!(advect_version(), major << 16 | minor << 8 | patch);
+}

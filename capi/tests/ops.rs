@@ -1,0 +1,441 @@
+//! Every op through the C interface gives, bit for bit, what the Rust interface gives.
+
+mod common;
+
+use advect::op::Op;
+use advect::ops::*;
+use advect::{Device, Dtype, Storage, Tensor, View};
+use advect_capi::*;
+use common::*;
+use std::ffi::CStr;
+
+const DTYPES: [(advect_dtype, Dtype); 3] =
+    [(ADVECT_F32, Dtype::F32), (ADVECT_F16, Dtype::F16), (ADVECT_BF16, Dtype::Bf16)];
+
+/// A device on both sides of the interface.
+struct Pair {
+    c: *mut advect_device,
+    rust: Device,
+}
+
+fn pairs() -> Vec<Pair> {
+    let pair = |c: *mut advect_device| {
+        let mut info: advect_device_info = sized();
+        // SAFETY: the struct says its size.
+        ok(unsafe { advect_device_describe(c, &raw mut info) });
+        #[cfg(feature = "wgpu")]
+        let rust = if info.kind == ADVECT_DEVICE_CPU { Device::cpu(2) } else { Device::wgpu(0) };
+        #[cfg(not(feature = "wgpu"))]
+        let rust = Device::cpu(2);
+        Pair { c, rust: rust.unwrap() }
+    };
+    devices().into_iter().map(pair).collect()
+}
+
+/// Inputs on both sides, and an output on each.
+struct Operands {
+    c: Vec<advect_view>,
+    rust: Vec<Tensor>,
+    out: advect_view,
+    out_rust: Tensor,
+}
+
+impl Pair {
+    fn operands(&self, dtype: (advect_dtype, Dtype), inputs: &[&[u64]], out: &[u64]) -> Operands {
+        let sizes = |shape: &[u64]| shape.iter().map(|&n| n as usize).collect::<Vec<_>>();
+        let made = inputs.iter().enumerate().map(|(i, shape)| {
+            let values = noise(i as u64 + 1, shape.iter().product::<u64>() as usize);
+            let rust = Tensor::from_f32(&self.rust, dtype.1, &sizes(shape), &values).unwrap();
+            (view(with_values(self.c, dtype.0, shape, &values)), rust)
+        });
+        let (c, rust) = made.unzip();
+        let out_rust = Tensor::new(&self.rust, dtype.1, &sizes(out)).unwrap();
+        Operands { c, rust, out: view(tensor(self.c, dtype.0, out)), out_rust }
+    }
+
+    /// Runs the op in Rust and compares with what C wrote.
+    fn same<T: Op>(
+        &self,
+        op: &T,
+        o: &mut Operands,
+        args: impl for<'a> FnOnce(
+            Vec<View<&'a Storage>>,
+            View<&'a mut Storage>,
+        ) -> T::Args<&'a Storage, &'a mut Storage>,
+    ) {
+        let inputs = o.rust.iter().map(Tensor::view).collect();
+        self.rust.run(op, args(inputs, o.out_rust.view_mut())).unwrap();
+        let wanted = o.out_rust.to_f32(&self.rust).unwrap();
+        let got = values(o.out.tensor, wanted.len());
+        assert!(wanted.iter().any(|x| *x != 0.0));
+        assert!(
+            got.iter().zip(&wanted).all(|(a, b)| a.to_bits() == b.to_bits()),
+            "{} {got:?} {wanted:?}",
+            T::NAME
+        );
+        // SAFETY: handles of this test.
+        unsafe {
+            o.c.iter().for_each(|v| ok(advect_tensor_destroy(v.tensor)));
+            ok(advect_tensor_destroy(o.out.tensor));
+        }
+    }
+}
+
+/// Calls an op with its plan and its warm-up, which must agree that the call is good.
+macro_rules! call {
+    ($pair:expr, $args:expr, $run:ident, $plan:ident, $warm:ident) => {{
+        let mut plan: advect_plan = sized();
+        // SAFETY: structs say their size, and views are of living tensors.
+        unsafe {
+            ok($plan($pair.c, &raw const $args, &raw mut plan));
+            ok($warm($pair.c, &raw const $args));
+            ok($run($pair.c, &raw const $args));
+        }
+        // SAFETY: text that ends.
+        let kernel = unsafe { CStr::from_ptr(plan.kernel.as_ptr()) };
+        let cpu = matches!($pair.rust, Device::Cpu(_));
+        assert!(plan.flops >= 0.0 && plan.bytes > 0.0 && plan.scratch_bytes == 0);
+        assert_eq!((kernel.is_empty(), plan.grid == [0; 3]), (cpu, cpu));
+    }};
+}
+
+#[test]
+fn matmul() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let mut o = pair.operands(dtype, &[&[2, 5, 7], &[7, 3], &[3], &[2, 5, 3]], &[2, 5, 3]);
+            let args = advect_matmul_args {
+                a: &raw const o.c[0],
+                b: &raw const o.c[1],
+                bias: &raw const o.c[2],
+                residual: &raw const o.c[3],
+                out: &raw const o.out,
+                activation: ADVECT_ACTIVATION_GELU,
+                ..sized()
+            };
+            call!(pair, args, advect_matmul, advect_matmul_plan, advect_matmul_warm);
+            pair.same(&Matmul { activation: Activation::Gelu }, &mut o, |v, out| {
+                let [a, b, bias, residual] = v.try_into().unwrap();
+                MatmulArgs { a, b, bias: Some(bias), residual: Some(residual), out }
+            });
+        }
+    }
+}
+
+#[test]
+fn conv() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let inputs: &[&[u64]] = &[&[2, 4, 9, 7], &[6, 2, 3, 1], &[6], &[2, 6], &[2, 6, 5, 4]];
+            let mut o = pair.operands(dtype, inputs, &[2, 6, 5, 4]);
+            let mut args = advect_conv_args {
+                x: &raw const o.c[0],
+                weight: &raw const o.c[1],
+                bias: &raw const o.c[2],
+                sample_bias: &raw const o.c[3],
+                residual: &raw const o.c[4],
+                out: &raw const o.out,
+                stride: [2, 2],
+                padding: [2, 0],
+                dilation: [2, 1],
+                groups: 2,
+                activation: ADVECT_ACTIVATION_SILU,
+                ..sized()
+            };
+            call!(pair, args, advect_conv, advect_conv_plan, advect_conv_warm);
+            let op = Conv {
+                stride: [2; 2],
+                padding: [2, 0],
+                dilation: [2, 1],
+                groups: 2,
+                activation: Activation::Silu,
+            };
+            pair.same(&op, &mut o, |v, out| {
+                let [x, weight, bias, sample_bias, residual] = v.try_into().unwrap();
+                let (bias, sample_bias, residual) = (Some(bias), Some(sample_bias), Some(residual));
+                ConvArgs { x, weight, bias, sample_bias, residual, out }
+            });
+            // Zeros are defaults, NULL is absent.
+            let mut o = pair.operands(dtype, &[&[1, 2, 4, 4], &[3, 2, 3, 3]], &[1, 3, 2, 2]);
+            args = advect_conv_args {
+                x: &raw const o.c[0],
+                weight: &raw const o.c[1],
+                out: &raw const o.out,
+                ..sized()
+            };
+            call!(pair, args, advect_conv, advect_conv_plan, advect_conv_warm);
+            pair.same(&Conv::default(), &mut o, |v, out| {
+                let [x, weight] = v.try_into().unwrap();
+                ConvArgs { x, weight, bias: None, sample_bias: None, residual: None, out }
+            });
+        }
+    }
+}
+
+#[test]
+fn norm() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            for (kind, groups, rust) in [
+                (ADVECT_NORM_GROUP, 2, NormKind::Group { groups: 2 }),
+                (ADVECT_NORM_LAYER, 0, NormKind::Layer),
+                (ADVECT_NORM_RMS, 0, NormKind::Rms),
+            ] {
+                let shape: &[u64] = if kind == ADVECT_NORM_GROUP { &[2, 6, 3] } else { &[2, 3, 6] };
+                let mut o = pair.operands(dtype, &[shape, &[6], &[6], &[2, 6], &[2, 6]], shape);
+                let args = advect_norm_args {
+                    x: &raw const o.c[0],
+                    weight: &raw const o.c[1],
+                    bias: &raw const o.c[2],
+                    scale: &raw const o.c[3],
+                    shift: &raw const o.c[4],
+                    out: &raw const o.out,
+                    kind,
+                    groups,
+                    eps: 1e-3,
+                    activation: ADVECT_ACTIVATION_SILU,
+                    ..sized()
+                };
+                call!(pair, args, advect_norm, advect_norm_plan, advect_norm_warm);
+                let op = Norm { kind: rust, eps: 1e-3, activation: Activation::Silu };
+                pair.same(&op, &mut o, |v, out| {
+                    let [x, weight, bias, scale, shift] = v.try_into().unwrap();
+                    let (weight, bias) = (Some(weight), Some(bias));
+                    NormArgs { x, weight, bias, scale: Some(scale), shift: Some(shift), out }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn attention() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            for scale in [0.0, 0.25, f32::MIN_POSITIVE] {
+                let kv: &[u64] = &[1, 2, 9, 16];
+                let mut o = pair.operands(dtype, &[&[1, 2, 5, 16], kv, kv], &[1, 2, 5, 16]);
+                let args = advect_attention_args {
+                    q: &raw const o.c[0],
+                    k: &raw const o.c[1],
+                    v: &raw const o.c[2],
+                    out: &raw const o.out,
+                    softmax_scale: scale,
+                    ..sized()
+                };
+                call!(pair, args, advect_attention, advect_attention_plan, advect_attention_warm);
+                let op = if scale == 0.0 { Attention::new(16) } else { Attention { softmax_scale: scale } };
+                pair.same(&op, &mut o, |v, out| {
+                    let [q, k, v] = v.try_into().unwrap();
+                    AttentionArgs { q, k, v, out }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn resample() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            for (mode, op, out) in [
+                (ADVECT_RESAMPLE_UP2, Resample::Up2, [2, 3, 8, 10]),
+                (ADVECT_RESAMPLE_DOWN2, Resample::Down2, [2, 3, 2, 2]),
+            ] {
+                let mut o = pair.operands(dtype, &[&[2, 3, 4, 5]], &out);
+                let args =
+                    advect_resample_args { x: &raw const o.c[0], out: &raw const o.out, mode, ..sized() };
+                call!(pair, args, advect_resample, advect_resample_plan, advect_resample_warm);
+                pair.same(&op, &mut o, |v, out| {
+                    let [x] = v.try_into().unwrap();
+                    ResampleArgs { x, out }
+                });
+            }
+        }
+    }
+}
+
+#[test]
+fn step() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let mut o = pair.operands(dtype, &[&[2, 33], &[2, 33]], &[2, 33]);
+            let mut args = advect_step_args {
+                out: &raw const o.out,
+                noise: 1,
+                seed: 1 << 40 | 3,
+                stream: u64::MAX,
+                coefficients: [0.5, 0.0, -2.0, 0.0, 0.0, 0.0, 0.0, 0.0],
+                noise_coefficient: 0.125,
+                ..sized()
+            };
+            (args.x[0], args.x[2]) = (&raw const o.c[0], &raw const o.c[1]);
+            call!(pair, args, advect_step, advect_step_plan, advect_step_warm);
+            let coefficients = Coefficients::Values { x: args.coefficients, noise: 0.125 };
+            let op = Step { coefficients, noise: Some(Noise { seed: args.seed, stream: args.stream }) };
+            pair.same(&op, &mut o, |v, out| {
+                let [x0, x2] = v.try_into().unwrap();
+                let (x1, x3, x4, x5, x6, x7) = (None, None, None, None, None, None);
+                StepArgs { x0, x1, x2: Some(x2), x3, x4, x5, x6, x7, table: None, out }
+            });
+        }
+        // Coefficients from a table.
+        let f32s = DTYPES[0];
+        let mut o = pair.operands(f32s, &[&[2, 33], &[2, 9]], &[2, 33]);
+        let mut args = advect_step_args {
+            table: &raw const o.c[1],
+            out: &raw const o.out,
+            noise: 1,
+            seed: 9,
+            ..sized()
+        };
+        args.x[0] = &raw const o.c[0];
+        call!(pair, args, advect_step, advect_step_plan, advect_step_warm);
+        let op = Step { coefficients: Coefficients::Table, noise: Some(Noise { seed: 9, stream: 0 }) };
+        pair.same(&op, &mut o, |v, out| {
+            let [x0, table] = v.try_into().unwrap();
+            let (x1, x2, x3, x4, x5, x6, x7) = (None, None, None, None, None, None, None);
+            StepArgs { x0, x1, x2, x3, x4, x5, x6, x7, table: Some(table), out }
+        });
+    }
+}
+
+/// One buffer of the caller, read in one half and written in the other, channels last.
+#[test]
+fn memory_of_the_caller_is_used_in_place() {
+    let device = open("cpu");
+    let mut memory = noise(5, 2 * 8 * 4 * 4);
+    let before = memory.clone();
+    let mut tensor = std::ptr::null_mut();
+    let shape: [u64; 4] = [2, 4, 4, 8];
+    // SAFETY: the memory outlives the tensor; nothing else touches it meanwhile.
+    unsafe {
+        let bytes = size_of_val(&*memory);
+        ok(advect_tensor_from_host(
+            memory.as_mut_ptr().cast(),
+            bytes,
+            ADVECT_F32,
+            4,
+            shape.as_ptr(),
+            0,
+            &raw mut tensor,
+        ));
+        let mut x = view(tensor);
+        ok(advect_view_permute(&raw mut x, [0, 3, 1, 2].as_ptr(), 4));
+        let mut out = x;
+        ok(advect_view_slice(&raw mut x, 1, 0, 2));
+        ok(advect_view_slice(&raw mut x, 0, 0, 1));
+        ok(advect_view_slice(&raw mut out, 1, 2, 4));
+        ok(advect_view_slice(&raw mut out, 0, 1, 2));
+        ok(advect_view_slice(&raw mut x, 2, 0, 2));
+        ok(advect_view_slice(&raw mut x, 3, 0, 2));
+        assert_eq!((x.offset, &x.shape[..4], &x.strides[..4]), (0, &[1, 2, 2, 2][..], &[128, 1, 32, 8][..]));
+        assert_eq!(out.offset, 128 + 2);
+        let args = advect_resample_args {
+            x: &raw const x,
+            out: &raw const out,
+            mode: ADVECT_RESAMPLE_UP2,
+            ..sized()
+        };
+        ok(advect_resample(device, &raw const args));
+        let mut data = std::ptr::null_mut();
+        ok(advect_tensor_data(tensor, &raw mut data));
+        assert_eq!(data, memory.as_mut_ptr().cast());
+        ok(advect_tensor_destroy(tensor));
+        ok(advect_device_destroy(device));
+    }
+    for (i, (&now, &was)) in memory.iter().zip(&before).enumerate() {
+        let (sample, row, column, channel) = (i / 128, i / 32 % 4, i / 8 % 4, i % 8);
+        let written = sample == 1 && (2..4).contains(&channel);
+        let from = ((row / 2) * 32 + (column / 2) * 8 + channel).saturating_sub(2);
+        assert_eq!(now, if written { before[from] } else { was }, "element {i}");
+    }
+}
+
+/// `dx/dt = -x`, with the slopes made by `advect_step`, ends where the Rust solver's closure ends.
+#[test]
+fn solver_sessions() {
+    for device in devices() {
+        let times = [0.0, 0.1, 0.25, 0.5, 1.0];
+        let row_a = [0.5, 0.0, 0.5, 0.0, 0.0, 1.0];
+        let row_b = [1.0 / 6.0, 1.0 / 3.0, 1.0 / 3.0, 1.0 / 6.0];
+        let named = |method| advect_solver_options { method, steps: 8, ..sized() };
+        let all = [
+            named(ADVECT_METHOD_EULER),
+            named(ADVECT_METHOD_MIDPOINT),
+            named(ADVECT_METHOD_HEUN),
+            advect_solver_options { guided: 1, guidance_scale: 1.5, ..named(ADVECT_METHOD_RK4) },
+            advect_solver_options {
+                method: ADVECT_METHOD_TABLEAU,
+                stages: 4,
+                order: 4,
+                a: row_a.as_ptr(),
+                b: row_b.as_ptr(),
+                times: times.as_ptr(),
+                times_count: times.len(),
+                ..sized()
+            },
+        ];
+        for (i, options) in all.into_iter().enumerate() {
+            let mut solver = std::ptr::null_mut();
+            let (mut info, mut ask): (advect_solver_info, advect_ask) = (sized(), sized());
+            // SAFETY: structs say their size; views are of living tensors.
+            unsafe {
+                ok(advect_solver_new(&raw const options, &raw mut solver));
+                ok(advect_solver_describe(solver, &raw mut info));
+                let make = |_| view(tensor(device, ADVECT_F32, &[1, 3]));
+                let states: Vec<advect_view> = (0..info.states).map(make).collect();
+                let slopes: Vec<advect_view> = (0..info.stages * info.branches).map(make).collect();
+                for _round in 0..2 {
+                    ok(advect_tensor_upload_f32(states[0].tensor, [1.0f32, 2.0, -3.0].as_ptr(), 3));
+                    let mut evaluations = 0;
+                    loop {
+                        ok(advect_solver_next(solver, &raw mut ask));
+                        match ask.kind {
+                            ADVECT_ASK_EVAL => {
+                                evaluations += 1;
+                                for branch in 0..info.branches {
+                                    // Guidance mixes -x/2 and -x into -x/2 + 1.5 (-x + x/2) = -1.25 x.
+                                    let c = if branch + 1 == info.branches { -1.0 } else { -0.5 };
+                                    let mut args = advect_step_args {
+                                        out: &raw const slopes[(ask.stage * info.branches + branch) as usize],
+                                        ..sized()
+                                    };
+                                    args.x[0] = &raw const states[ask.state as usize];
+                                    args.coefficients[0] = c;
+                                    ok(advect_step(device, &raw const args));
+                                }
+                            }
+                            ADVECT_ASK_COMBINE => ok(advect_solver_combine(
+                                solver,
+                                device,
+                                &raw const ask,
+                                states.as_ptr(),
+                                states.len(),
+                                slopes.as_ptr(),
+                                slopes.len(),
+                            )),
+                            _ => break,
+                        }
+                    }
+                    assert_eq!((ask.kind, evaluations), (ADVECT_ASK_DONE, info.evaluations));
+                    let rate: f64 = if info.branches == 2 { -1.25 } else { -1.0 };
+                    let error = match info.order {
+                        1 => 0.05,
+                        2 => 0.002,
+                        _ => 5e-4,
+                    };
+                    for (got, start) in
+                        values(states[ask.state as usize].tensor, 3).iter().zip([1.0, 2.0, -3.0])
+                    {
+                        let off = (f64::from(*got) / start - rate.exp()).abs();
+                        assert!(off < error, "case {i}: {got} from {start} is off by {off}");
+                    }
+                    ok(advect_solver_reset(solver));
+                }
+                states.iter().chain(&slopes).for_each(|v| ok(advect_tensor_destroy(v.tensor)));
+                ok(advect_solver_destroy(solver));
+            }
+        }
+    }
+}

@@ -1,0 +1,58 @@
+//! The crates as they would be published.
+
+use crate::step::{self, cargo, run};
+use anyhow::{Context, Result, bail};
+use std::path::PathBuf;
+
+/// What a registry takes at most is 10 MiB; this leaves room.
+const LARGEST: u64 = 8_000_000;
+
+/// Packs both crates, and with `whole` builds and tests what was packed, by itself.
+pub(crate) fn package(whole: bool) -> Result<()> {
+    // What is packed is the checkout as it is, so that this can be run before a commit.
+    run(&mut cargo("package --quiet --allow-dirty --no-verify --package ptx-sim --package advect"))?;
+    let [simulator, advect] = ["ptx-sim", "advect"].map(crate_file);
+    for file in [&simulator?, &advect?] {
+        let bytes = file.metadata()?.len();
+        println!("{}: {bytes} bytes", file.display());
+        if bytes > LARGEST {
+            bail!("{} has more than {LARGEST} bytes", file.display());
+        }
+        if whole {
+            unpack(file)?;
+        }
+    }
+    if whole {
+        test()?;
+    }
+    Ok(())
+}
+
+fn version() -> &'static str {
+    env!("CARGO_PKG_VERSION")
+}
+
+fn crate_file(name: &str) -> Result<PathBuf> {
+    let file = step::target().join(format!("package/{name}-{}.crate", version()));
+    file.exists().then_some(file).with_context(|| format!("cargo package made no {name}"))
+}
+
+fn unpacked() -> PathBuf {
+    step::target().join("unpacked")
+}
+
+fn unpack(file: &std::path::Path) -> Result<()> {
+    std::fs::create_dir_all(unpacked())?;
+    run(std::process::Command::new("tar").arg("xzf").arg(file).current_dir(unpacked()))
+}
+
+/// The tests of the packed crate, with the packed simulator in the place of the registry's, outside of the workspace.
+fn test() -> Result<()> {
+    let patch = format!("patch.crates-io.ptx-sim.path=\"../ptx-sim-{}\"", version());
+    let mut command = cargo("test --quiet --config");
+    command
+        .arg(patch)
+        .current_dir(unpacked().join(format!("advect-{}", version())))
+        .env("CARGO_TARGET_DIR", step::target().join("unpacked-target"));
+    run(&mut command)
+}
