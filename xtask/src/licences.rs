@@ -2,8 +2,10 @@
 
 use crate::step::{self, cargo, run};
 use anyhow::{Context, Result, bail};
+use cargo_metadata::{DependencyKind, Metadata, PackageId};
 use serde::Deserialize;
 use spdx::{Expression, LicenseReq};
+use std::collections::HashSet;
 use std::fmt::Write;
 
 /// The part of `deny.toml` that is checked without cargo-deny.
@@ -18,7 +20,7 @@ struct Licenses {
 }
 
 /// Runs cargo-deny where it is installed (advisories too, where their database is at hand), and otherwise compares
-/// the licence of every package with the same list.
+/// the licence of every package that is shipped with the same list.
 pub(crate) fn licences() -> Result<()> {
     if step::has("cargo-deny", "--version") {
         let advisories = std::env::var_os("CARGO_HOME")
@@ -36,7 +38,8 @@ pub(crate) fn licences() -> Result<()> {
         .exec()
         .context("cargo metadata")?;
     let mut refused = String::new();
-    for package in &metadata.packages {
+    let shipped = shipped(&metadata)?;
+    for package in metadata.packages.iter().filter(|p| shipped.contains(&p.id)) {
         let licence = package.license.as_deref().unwrap_or_default();
         if let Err(why) = permitted(licence, &allowed) {
             writeln!(refused, "  {} {}: {why}", package.name, package.version)?;
@@ -47,9 +50,24 @@ pub(crate) fn licences() -> Result<()> {
     }
     println!(
         "{} packages, all of licences that deny.toml allows (cargo-deny is not installed)",
-        metadata.packages.len()
+        shipped.len()
     );
     Ok(())
+}
+
+/// What becomes part of a published package: its dependencies, but those of tests and builds. Hosts are not published.
+fn shipped(metadata: &Metadata) -> Result<HashSet<&PackageId>> {
+    let resolve = metadata.resolve.as_ref().context("cargo metadata resolved nothing")?;
+    let published =
+        |id: &&PackageId| metadata[*id].publish.as_ref().is_none_or(|registries| !registries.is_empty());
+    let mut open: Vec<&PackageId> = metadata.workspace_members.iter().filter(published).collect();
+    let mut all: HashSet<&PackageId> = open.iter().copied().collect();
+    while let Some(id) = open.pop() {
+        let node = resolve.nodes.iter().find(|n| n.id == *id).context("a package is not in the graph")?;
+        let used = node.deps.iter().filter(|d| d.dep_kinds.iter().any(|k| k.kind == DependencyKind::Normal));
+        open.extend(used.map(|d| &d.pkg).filter(|d| all.insert(d)));
+    }
+    Ok(all)
 }
 
 fn allowed(names: &[String]) -> Result<Vec<LicenseReq>> {
