@@ -4,8 +4,7 @@ use crate::{Error, Kernel, Result, dtype};
 use advect::View;
 use advect::target::wgpu::Wgpu;
 use burn::backend::wgpu::{AutoCompiler, CubeTensor, WgpuResource, WgpuSetup, wgpu};
-use burn::cubecl::client::Client;
-use burn::cubecl::server::Handle;
+use burn::cubecl::server::{Handle, ServerError};
 use burn::cubecl::wgpu::WgpuServer;
 use burn::tensor::{Device, Shape};
 
@@ -62,8 +61,10 @@ impl Shared {
         let mut pass = encoder.begin_compute_pass(&Default::default());
         self.wgpu.within(&mut pass).run(&op, args)?;
         drop(pass);
-        // What burn has recorded so far comes before; what it records from now on comes after.
-        flush::<K>(operands.iter().flatten())?;
+        // What burn has recorded so far comes before, what it records from now on comes after. `resource` has
+        // submitted the work on the streams that made the operands; this does for the caller's.
+        let failed = |e: ServerError| runtime::<K>("flush", &e);
+        first.client.flush().map_err(failed)?;
         self.queue.submit([encoder.finish()]);
         let (client, device, dtype) = (first.client.clone(), first.device.clone(), first.dtype);
         Ok(CubeTensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype))
@@ -82,11 +83,14 @@ impl Shared {
     }
 }
 
-/// The buffer that a handle stands for. burn's pending work on it is recorded, though not yet submitted.
+/// The buffer that a handle stands for. burn submits its pending work on it, whichever thread recorded it.
 fn resource<K: Kernel>(tensor: &CubeTensor, handle: &Handle) -> Result<WgpuResource> {
     let found = tensor.client.get_resource::<WgpuServer<AutoCompiler>>(handle.clone());
-    let failed = |message| Error::Runtime { op: K::NAME, call: "get_resource", message };
-    Ok(found.map_err(|e| failed(e.to_string()))?.resource().clone())
+    Ok(found.map_err(|e| runtime::<K>("get_resource", &e))?.resource().clone())
+}
+
+fn runtime<K: Kernel>(call: &'static str, error: &ServerError) -> Error {
+    Error::Runtime { op: K::NAME, call, message: error.to_string() }
 }
 
 /// Where in its buffer a tensor starts, in elements.
@@ -96,27 +100,4 @@ fn offset<K: Kernel>(memory: &WgpuResource, size: usize) -> Result<usize> {
         op: K::NAME,
         why: format!("a tensor starts at byte {} of its buffer, within an element", memory.offset),
     })
-}
-
-/// Submits what burn has recorded on the streams that made the tensors, and on this thread's.
-fn flush<'a, K: Kernel>(tensors: impl Iterator<Item = &'a CubeTensor>) -> Result<()> {
-    let submit = |client: &Client| {
-        let failed = |message| Error::Runtime { op: K::NAME, call: "flush", message };
-        client.flush().map_err(|e| failed(e.to_string()))
-    };
-    let mut flushed = Vec::new();
-    for tensor in tensors {
-        let stream = tensor.handle.stream;
-        if flushed.is_empty() {
-            submit(&tensor.client)?;
-        }
-        if !flushed.contains(&stream) {
-            let mut maker = tensor.client.clone();
-            // SAFETY: the copy of the client is only asked to flush, and dropped.
-            unsafe { maker.set_stream(stream) };
-            submit(&maker)?;
-            flushed.push(stream);
-        }
-    }
-    Ok(())
 }

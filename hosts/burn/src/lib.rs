@@ -98,7 +98,8 @@ impl Advect {
     /// # Ok(()) }
     /// ```
     ///
-    /// or which the application made itself and registered with `WgpuOptions::setup`. `ExclusivePages` gives each
+    /// or which the application made itself, with all that the adapter can do, since burn generates code for that, and
+    /// registered with `WgpuOptions::setup`. `ExclusivePages` gives each
     /// tensor a buffer of its own. Without it burn packs tensors into shared buffers; wgpu does not let one dispatch
     /// read and write the same buffer, and each result that would share one is allocated apart, which is slower.
     #[must_use]

@@ -11,7 +11,7 @@ use advect::ops::{
 use advect::reference::{self, Dense, Expected};
 use advect::{Dtype, View, target::wgpu as adapters};
 use advect_burn::{Advect, ConvInputs, Error, NormInputs};
-use burn::backend::wgpu::{WgpuSetup, wgpu};
+use burn::backend::wgpu::{MemoryConfiguration, WgpuSetup, wgpu};
 use burn::tensor::ops::ConvOptions;
 use burn::tensor::{DType, Device, Distribution, Tensor, activation, module};
 
@@ -31,31 +31,40 @@ fn with_wgpu() -> Option<wgpu::Adapter> {
 /// A device, the kernels for it and the dtypes it has, as burn and as advect name them.
 type Place = (Device, Advect, Vec<(DType, Dtype)>);
 
-/// Where to test, with the dtypes that are there: Flex, and a wgpu device of the application's own that burn is
-/// given, so that it packs tensors into shared buffers.
+/// Where to test, with the dtypes that are there: Flex, and wgpu devices of the application's own that burn is
+/// given, one to pack tensors into shared buffers, as is its default, and one to give each its own.
 fn everywhere() -> Vec<Place> {
     let f32 = (DType::F32, Dtype::F32);
     let cpu = Advect::cpu();
     let mut all =
         vec![(Device::flex(), cpu.clone(), vec![f32, (DType::F16, Dtype::F16), (DType::BF16, Dtype::Bf16)])];
-    if let Some((device, setup)) = shared() {
+    for (device, setup) in
+        [MemoryConfiguration::default(), MemoryConfiguration::ExclusivePages].into_iter().filter_map(shared)
+    {
         let mut dtypes = vec![f32];
         if setup.device.features().contains(wgpu::Features::SHADER_F16) {
             dtypes.push((DType::F16, Dtype::F16));
         }
-        all.push((device.clone(), cpu.wgpu(&device, &setup), dtypes));
+        all.push((device.clone(), cpu.clone().wgpu(&device, &setup), dtypes));
     }
     all
 }
 
-fn shared() -> Option<(Device, WgpuSetup)> {
+fn shared(memory: MemoryConfiguration) -> Option<(Device, WgpuSetup)> {
     let adapter = with_wgpu()?;
     // The instance is only kept alive by burn; any will do.
     let instance = wgpu::Instance::default();
-    let (device, queue) = adapters::open(&adapter).unwrap();
+    // burn generates code for what the adapter can do: the device must have been made with all of it.
+    let descriptor = wgpu::DeviceDescriptor {
+        required_features: adapter.features() - wgpu::Features::all_experimental_mask(),
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    let (device, queue) = burn::cubecl::future::block_on(adapter.request_device(&descriptor)).unwrap();
     let backend = adapter.get_info().backend;
     let setup = WgpuSetup { instance, adapter, device, queue, backend };
-    Some((Device::wgpu_options().setup(setup.clone()).init().unwrap(), setup))
+    let options = Device::wgpu_options().memory_config(memory);
+    Some((options.setup(setup.clone()).init().unwrap(), setup))
 }
 
 /// Numbers around 0, rounded to the dtype, in which everything is then computed exactly as given.
