@@ -237,7 +237,7 @@ impl Gpu {
     /// padding that nothing may look at.
     ///
     /// # Errors
-    /// [`Error::Memory`] outside of an allocation.
+    /// [`Error::Host`] outside of an allocation.
     pub fn forget(&mut self, address: u64, bytes: usize) -> Result<()> {
         let (alloc, at) = self.host(address, bytes)?;
         alloc.mark(at, bytes as u64, false);
