@@ -82,11 +82,7 @@ pub(crate) struct Decoder {
 
 impl Decoder {
     /// From the weights of an `AutoEncoderKL` of this configuration.
-    pub(crate) fn new(
-        vb: VarBuilder<'_>,
-        image_channels: usize,
-        config: &AutoEncoderKLConfig,
-    ) -> Result<Self> {
+    pub(crate) fn new(vb: VarBuilder<'_>, config: &AutoEncoderKLConfig) -> Result<Self> {
         let (latent, groups) = (config.latent_channels, config.norm_num_groups);
         let post_quant = conv2d(latent, latent, 1, Conv2dConfig::default(), vb.pp("post_quant_conv"))?;
         let vb = vb.pp("decoder");
@@ -113,7 +109,7 @@ impl Decoder {
             ),
             up,
             norm_out: group_norm(groups, thin, 1e-6, vb.pp("conv_norm_out"))?,
-            conv_out: conv3x3(thin, image_channels, vb.pp("conv_out"))?,
+            conv_out: conv3x3(thin, 3, vb.pp("conv_out"))?,
         })
     }
 
@@ -123,9 +119,7 @@ impl Decoder {
         let x = self.conv_in.forward(&self.post_quant.forward(latents)?)?;
         let mut x = second.forward(&attention.forward(&first.forward(&x)?)?)?;
         for (blocks, up_conv) in &self.up {
-            for block in blocks {
-                x = block.forward(&x)?;
-            }
+            x = blocks.iter().try_fold(x, |x, block| block.forward(&x))?;
             if let Some(conv) = up_conv {
                 x = conv.forward(&x.upsample_nearest2d(2 * x.dim(2)?, 2 * x.dim(3)?)?)?;
             }
@@ -140,13 +134,13 @@ pub(crate) fn main() -> Result<()> {
     let vb = VarBuilder::from_varmap(&weights, DType::F32, &device);
     let config = AutoEncoderKLConfig { block_out_channels: vec![32, 64], ..Default::default() };
     let theirs = AutoEncoderKL::new(vb.clone(), 3, 3, config.clone())?;
-    let ours = Decoder::new(vb, 3, &config)?;
+    let ours = Decoder::new(vb, &config)?;
 
     let latents = Tensor::randn(0f32, 1f32, (1, 4, 16, 16), &device)?;
     let (start, a) = (Instant::now(), theirs.decode(&latents)?);
     let (middle, b) = (Instant::now(), ours.decode(&latents)?);
-    let largest = a.abs()?.max_all()?.to_scalar::<f32>()?;
-    let apart = (&a - &b)?.abs()?.max_all()?.to_scalar::<f32>()?;
+    let largest = |t: &Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
+    let (largest, apart) = (largest(&a)?, largest(&(&a - &b)?)?);
     println!("image {:?}: candle {:?}, advect {:?}", b.dims(), middle - start, middle.elapsed());
     println!("largest element {largest:.3}, largest difference {apart:.1e}");
     assert!(apart <= 1e-4 * largest, "the two decoders differ");

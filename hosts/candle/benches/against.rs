@@ -131,7 +131,7 @@ fn main() -> Result<()> {
         ..Default::default()
     };
     let theirs = AutoEncoderKL::new(vb.clone(), 3, 3, config.clone())?;
-    let ours = example::Decoder::new(vb, 3, &config)?;
+    let ours = example::Decoder::new(vb, &config)?;
     let latents = random(&[1, 4, 16, 16])?;
     let apart = (theirs.decode(&latents)? - ours.decode(&latents)?)?.abs()?.max_all()?.to_scalar::<f32>()?;
     let size = ours.decode(&latents)?.flatten_all()?.max(D::Minus1)?.to_scalar::<f32>()?;

@@ -37,7 +37,7 @@ fn the_decoder_is_as_exact_as_candles_own() -> Result<()> {
             double[name].set(&var.to_dtype(DType::F64)?)?;
         }
     }
-    let ours = example::Decoder::new(vb, 3, &config)?;
+    let ours = example::Decoder::new(vb, &config)?;
 
     // Latents of odd sizes, transposed.
     let latents = Tensor::randn(0f32, 1f32, (2, 4, 5, 7), &device)?.transpose(2, 3)?;
