@@ -27,6 +27,8 @@ enum Lay {
     PackedChannels,
     /// Unused elements between the rows of every axis.
     Gaps,
+    /// Row-major, each row padded to a multiple of 8 elements.
+    Pitched,
     /// Each operand in another order, with gaps: no axis has stride 1.
     Mixed,
     /// One K and V for all heads.
@@ -34,13 +36,14 @@ enum Lay {
 }
 
 impl Lay {
-    const ALL: [(&'static str, Self); 8] = [
+    const ALL: [(&'static str, Self); 9] = [
         ("heads", Self::Heads),
         ("tokens", Self::Tokens),
         ("channels", Self::Channels),
         ("packed", Self::Packed),
         ("packed-channels", Self::PackedChannels),
         ("gaps", Self::Gaps),
+        ("pitched", Self::Pitched),
         ("mixed", Self::Mixed),
         ("shared-keys", Self::SharedKeys),
     ];
@@ -65,6 +68,7 @@ impl Lay {
                     Self::Tokens | Self::Packed => Layout::Order(vec![0, 2, 1, 3]),
                     Self::Channels | Self::PackedChannels => Layout::Order(vec![0, 1, 3, 2]),
                     Self::Gaps => Layout::Gaps(vec![0, 2, 1, 3]),
+                    Self::Pitched => Layout::Pitched(vec![0, 1, 2, 3]),
                     Self::SharedKeys if operand == 1 || operand == 2 => Layout::Broadcast(vec![1]),
                     _ => Layout::Contiguous,
                 };

@@ -21,6 +21,8 @@ enum Lies {
     NchwGaps,
     /// As `Nhwc`, with gaps and an odd offset.
     NhwcGaps,
+    /// As `Nhwc`, each pixel and each row padded to a multiple of 8 elements.
+    NhwcPitch,
     /// (n, h, w, c) where the pixels have eight channels more, of which these are the last: half of a
     /// concatenation.
     Slice,
@@ -29,8 +31,8 @@ enum Lies {
 }
 
 impl Lies {
-    const IMAGES: [Self; 6] =
-        [Self::Nchw, Self::Nhwc, Self::Chnw, Self::NchwGaps, Self::NhwcGaps, Self::Slice];
+    const IMAGES: [Self; 7] =
+        [Self::Nchw, Self::Nhwc, Self::Chnw, Self::NchwGaps, Self::NhwcGaps, Self::NhwcPitch, Self::Slice];
 
     fn name(self) -> &'static str {
         match self {
@@ -39,6 +41,7 @@ impl Lies {
             Self::Chnw => "chnw",
             Self::NchwGaps => "nchw-gaps",
             Self::NhwcGaps => "nhwc-gaps",
+            Self::NhwcPitch => "nhwc-pitch",
             Self::Slice => "slice",
             Self::OneSample => "one-sample",
         }
@@ -51,6 +54,7 @@ impl Lies {
             Self::Chnw => Layout::Order(vec![1, 2, 0, 3]),
             Self::NchwGaps => Layout::Gaps(vec![0, 1, 2, 3]),
             Self::NhwcGaps => Layout::Gaps(vec![0, 2, 3, 1]),
+            Self::NhwcPitch => Layout::Pitched(vec![0, 2, 3, 1]),
             Self::OneSample => Layout::Broadcast(vec![0]),
             Self::Slice => {
                 let [_, c, h, w] = shape;
@@ -331,7 +335,7 @@ impl Verified for Conv {
             sample_bias: of(2) == 0,
             residual: of(2) == 0,
         };
-        let lies = [0; 4].map(|_: usize| Lies::IMAGES[of(6)]);
+        let lies = [0; 4].map(|_: usize| Lies::IMAGES[of(Lies::IMAGES.len())]);
         let fill = Fill::Uniform(-2.0, 2.0);
         Sketch { size, kernel, stride, padding, dilation, groups, lies, epilogue, fill, note: "random" }
             .case(dtype)

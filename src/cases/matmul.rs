@@ -19,6 +19,10 @@ enum Lies {
     RowGaps,
     /// Column by column with gaps and an odd offset.
     ColumnGaps,
+    /// Row by row, each padded to a multiple of 8 elements.
+    RowPitch,
+    /// Column by column, each padded to a multiple of 8 elements.
+    ColumnPitch,
     /// One row, used for all.
     OneRow,
 }
@@ -85,6 +89,8 @@ impl Sketch {
             Lies::Columns => Layout::Order(order(1, 0)),
             Lies::RowGaps => Layout::Gaps(order(0, 1)),
             Lies::ColumnGaps => Layout::Gaps(order(1, 0)),
+            Lies::RowPitch => Layout::Pitched(order(0, 1)),
+            Lies::ColumnPitch => Layout::Pitched(order(1, 0)),
             Lies::OneRow => Layout::Broadcast(vec![first]),
         };
         view(dtype, &shape, &layout, memory)
@@ -97,6 +103,8 @@ impl Sketch {
             Lies::Columns => "t",
             Lies::RowGaps => "ng",
             Lies::ColumnGaps => "tg",
+            Lies::RowPitch => "np",
+            Lies::ColumnPitch => "tp",
             Lies::OneRow => "1",
         };
         let lies: Vec<&str> = self.lies.map(letter).to_vec();
@@ -133,7 +141,7 @@ impl Sketch {
 
 impl Verified for Matmul {
     fn cases(dtype: Dtype) -> Vec<Case<Self>> {
-        use Lies::{ColumnGaps, Columns, OneRow, RowGaps, Rows};
+        use Lies::{ColumnGaps, ColumnPitch, Columns, OneRow, RowGaps, RowPitch, Rows};
         let contiguous = Some(Layout::Contiguous);
         let mut all = Vec::new();
         // Sizes: empty, one, primes, and either side of the tiles (14, 16, 32, 64, 128) and of the steps
@@ -186,6 +194,26 @@ impl Verified for Matmul {
                 all.push(Sketch { size, lies: [Rows, lies, Rows, lies], ..PLAIN });
             }
             all.push(Sketch { size: [35, 3, 64], lies: [lies, Rows, Rows, lies], ..PLAIN });
+        }
+        // Aligned rows whose ends are not: the widest loads and stores, with tails inside of them.
+        for (a, b) in [
+            (RowPitch, RowPitch),
+            (RowPitch, ColumnPitch),
+            (ColumnPitch, RowPitch),
+            (ColumnPitch, ColumnPitch),
+        ] {
+            for size in [[37, 41, 43], [66, 65, 35], [3, 13, 21], [2, 71, 9]] {
+                let all_on = Sketch {
+                    size,
+                    lies: [a, b, RowPitch, RowPitch],
+                    residual: true,
+                    bias: contiguous.clone(),
+                    ..PLAIN
+                };
+                all.push(Sketch { lies: [a, b, RowPitch, ColumnPitch], ..all_on.clone() });
+                all.push(Sketch { batch: Some(2), ..all_on.clone() });
+                all.push(all_on);
+            }
         }
         all.push(Sketch { size: [9, 20, 33], lies: [OneRow, Rows, Rows, Rows], ..PLAIN });
         all.push(Sketch { size: [20, 40, 33], lies: [Rows, OneRow, Rows, Rows], ..PLAIN });
@@ -258,7 +286,8 @@ impl Verified for Matmul {
 
     fn random(rng: &mut ChaCha8Rng, dtype: Dtype) -> Case<Self> {
         let mut of = |n: usize| rng.random_range(0..n);
-        let orders = [Lies::Rows, Lies::Columns, Lies::RowGaps, Lies::ColumnGaps];
+        let orders =
+            [Lies::Rows, Lies::Columns, Lies::RowGaps, Lies::ColumnGaps, Lies::RowPitch, Lies::ColumnPitch];
         let shares = [Batch::Each, Batch::Shared, Batch::One, Batch::Repeated];
         let mut size = [0; 3].map(|_: usize| of(40));
         // One axis in three is longer or very short.
@@ -271,7 +300,7 @@ impl Verified for Matmul {
             activation: Activation::ALL[of(3)],
             batch: (of(3) == 0).then(|| of(4)),
             size,
-            lies: [0; 4].map(|_: usize| orders[of(4)]),
+            lies: [0; 4].map(|_: usize| orders[of(6)]),
             share: [0; 3].map(|_: usize| shares[of(4)]),
             bias: [None, Some(Layout::Contiguous), Some(Layout::Gaps(vec![0]))][of(3)].clone(),
             residual: of(2) == 0,

@@ -47,6 +47,8 @@ fn layout(name: &'static str, rank: usize) -> Lay {
         "last" => (Layout::Order(last.clone()), Layout::Order(last)),
         "mixed" => (Layout::Order(last), Layout::Contiguous),
         "gaps" => (Layout::Gaps(first.clone()), Layout::Gaps(first)),
+        "pitched" => (Layout::Pitched(first.clone()), Layout::Pitched(first)),
+        "pitched-last" => (Layout::Pitched(last.clone()), Layout::Pitched(last)),
         "gaps-last" => (Layout::Gaps(last.clone()), Layout::Gaps(last)),
         _ => (Layout::Gaps(last), Layout::Gaps(first)),
     };
@@ -96,7 +98,7 @@ impl Verified for Norm {
         let mut all = Vec::new();
 
         // The layers of a small U-Net, and groups of every size, in every layout.
-        for name in ["dense", "last", "mixed", "gaps", "gaps-last", "mixed-gaps"] {
+        for name in ["dense", "last", "mixed", "gaps", "gaps-last", "mixed-gaps", "pitched", "pitched-last"] {
             let mut image = |groups, shape: [usize; 4], given, activation| {
                 let op = group(groups, activation);
                 all.push(case(op, dtype, &shape, layout(name, 4), given, normal()));
@@ -126,7 +128,7 @@ impl Verified for Norm {
                 (vec![7, 1, 31], FILM),
                 (vec![1, 1, 24576], AFFINE),
             ] {
-                for name in ["dense", "gaps"] {
+                for name in ["dense", "gaps", "pitched"] {
                     let lay = layout(name, shape.len());
                     all.push(case(norm(kind, plain), dtype, &shape, lay, given, normal()));
                 }

@@ -23,6 +23,8 @@ enum Lie {
     Gaps,
     /// The first axis of a sample is stored last, everywhere.
     Last,
+    /// Rows padded to a multiple of 8 elements.
+    Pitched,
     /// Each buffer another way.
     Mixed,
 }
@@ -33,6 +35,7 @@ fn layout(lie: Lie, rank: usize, buffer: usize) -> Layout {
     match (lie, buffer % 3) {
         (Lie::Dense, _) | (Lie::Mixed, 0) => Layout::Contiguous,
         (Lie::Gaps, _) => Layout::Gaps(first),
+        (Lie::Pitched, _) => Layout::Pitched(first),
         (Lie::Last, _) | (Lie::Mixed, 1) => Layout::Order(last),
         (Lie::Mixed, _) => Layout::Gaps(last),
     }
@@ -59,6 +62,7 @@ fn case(g: Given) -> Case<Step> {
         Lie::Dense => "dense",
         Lie::Gaps => "gaps",
         Lie::Last => "last",
+        Lie::Pitched => "pitched",
         Lie::Mixed => "mixed",
     };
     let sizes: Vec<String> = shape.iter().map(ToString::to_string).collect();
@@ -118,7 +122,7 @@ impl Verified for Step {
             all.push(case(Given { noise: Some(5), ..plain(&[2, 64], buffers) }));
         }
         // Every layout, with and without noise, by value and from a table.
-        for lie in [Lie::Dense, Lie::Gaps, Lie::Last, Lie::Mixed] {
+        for lie in [Lie::Dense, Lie::Gaps, Lie::Last, Lie::Pitched, Lie::Mixed] {
             for noise in [None, Some(0), Some(u64::MAX - 1)] {
                 for table in [None, Some(Layout::Gaps(vec![0, 1]))] {
                     for shape in [&[3, 4, 6, 5][..], &[2, 7, 9], &[4, 33]] {
@@ -168,7 +172,7 @@ impl Verified for Step {
     fn random(rng: &mut ChaCha8Rng, dtype: Dtype) -> Case<Self> {
         let rank = rng.random_range(1..5);
         let shape = (0..rank).map(|_| rng.random_range(0..10)).collect();
-        let lies = [Lie::Dense, Lie::Gaps, Lie::Last, Lie::Mixed];
+        let lies = [Lie::Dense, Lie::Gaps, Lie::Last, Lie::Pitched, Lie::Mixed];
         let gaps = if rng.random() { Layout::Gaps(vec![1, 0]) } else { Layout::Contiguous };
         let mut c = C;
         c.iter_mut().for_each(|c| *c *= f32::from(rng.random::<bool>()) * rng.random_range(-2.0..2.0));
@@ -176,7 +180,7 @@ impl Verified for Step {
             dtype,
             shape,
             buffers: rng.random_range(1..=MAX_BUFFERS),
-            lie: lies[rng.random_range(0..4)],
+            lie: lies[rng.random_range(0..lies.len())],
             table: rng.random::<bool>().then_some(gaps),
             noise: rng.random::<bool>().then(|| rng.random()),
             fill: ("uniform", Fill::Uniform(-2.0, 2.0)),

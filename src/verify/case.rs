@@ -52,6 +52,8 @@ pub enum Layout {
     Order(Vec<usize>),
     /// Stored in this order, with unused elements between rows of every axis and an odd offset.
     Gaps(Vec<usize>),
+    /// Stored in this order, each row padded to a multiple of 8 elements: aligned, whatever the sizes.
+    Pitched(Vec<usize>),
     /// One copy along these axes, which get stride 0 (inputs only).
     Broadcast(Vec<usize>),
 }
@@ -60,11 +62,12 @@ pub enum Layout {
 pub fn view<M>(dtype: Dtype, shape: &[usize], layout: &Layout, memory: M) -> View<M> {
     let rank = shape.len();
     let natural: Vec<usize> = (0..rank).collect();
-    let (order, gap, offset, repeated): (&[usize], usize, usize, &[usize]) = match layout {
-        Layout::Contiguous => (&natural, 0, 0, &[]),
-        Layout::Order(order) => (order, 0, 0, &[]),
-        Layout::Gaps(order) => (order, 1, 3, &[]),
-        Layout::Broadcast(axes) => (&natural, 0, 0, axes),
+    let (order, gap, pitch, offset, repeated): (&[usize], _, _, _, &[usize]) = match layout {
+        Layout::Contiguous => (&natural, 0, 1, 0, &[]),
+        Layout::Order(order) => (order, 0, 1, 0, &[]),
+        Layout::Gaps(order) => (order, 1, 1, 3, &[]),
+        Layout::Pitched(order) => (order, 0, 8, 0, &[]),
+        Layout::Broadcast(axes) => (&natural, 0, 1, 0, axes),
     };
     assert_eq!(order.len(), rank, "a layout orders every axis");
     let mut strides: Dims = shape.iter().map(|_| 0).collect();
@@ -74,7 +77,7 @@ pub fn view<M>(dtype: Dtype, shape: &[usize], layout: &Layout, memory: M) -> Vie
             continue;
         }
         strides[axis] = next;
-        next = next * shape[axis].max(1) + gap * (depth + 1);
+        next = (next * shape[axis].max(1) + gap * (depth + 1)).next_multiple_of(pitch);
     }
     View::strided(memory, dtype, shape, &strides, offset).expect("cases have few axes")
 }
