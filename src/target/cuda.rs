@@ -224,8 +224,8 @@ impl Cuda {
     /// Launches into the host's stream, a `CUstream` or `cudaStream_t` (null is the default stream).
     ///
     /// # Safety
-    /// The stream belongs to the context of this device (the primary one after [`Cuda::new`]) and outlives what is returned. A clone of
-    /// `self` outlives the launched work, and every CUDA graph that captured it.
+    /// The stream belongs to the context of this device (the primary one after [`Cuda::new`]) and outlives what is
+    /// returned. A clone of `self` outlives the launched work, and every CUDA graph that captured it.
     pub unsafe fn on(&self, stream: *mut c_void) -> On<'_> {
         On { cuda: self, stream: stream.cast() }
     }
@@ -330,12 +330,6 @@ struct Context {
 unsafe impl Send for Context {}
 // SAFETY: as above; the driver locks what it changes.
 unsafe impl Sync for Context {}
-
-impl Context {
-    fn has_async_alloc(&self) -> bool {
-        self.has_async_alloc
-    }
-}
 
 /// A stream of advect's own, which waits for no other.
 struct Stream {

@@ -102,7 +102,7 @@ impl Drop for Buffer {
             // SAFETY: allocated by `Cuda::alloc` in the same way and freed only here: in the order of the
             // stream, or after waiting for the whole device. A failure leaves the memory to the context.
             let _ = unsafe {
-                if self.cuda.0.context.has_async_alloc() {
+                if self.cuda.0.context.has_async_alloc {
                     result::free_async(self.memory.ptr, stream)
                 } else {
                     result::free_sync(self.memory.ptr)
@@ -125,7 +125,7 @@ impl Cuda {
         let stream = self.0.stream.cu_stream();
         // SAFETY: the stream is alive and the context current.
         let ptr = unsafe {
-            if self.0.context.has_async_alloc() {
+            if self.0.context.has_async_alloc {
                 result::malloc_async(stream, bytes)
             } else {
                 result::malloc_sync(bytes)
