@@ -150,7 +150,7 @@ __device__ __forceinline__ void fill(vec16* tile, const T* from, u32 rows, u32 c
     }
 }
 
-extern "C" __global__ void __launch_bounds__(THREADS) matmul_mma(OPERANDS, const Params p) {
+extern "C" __global__ void __launch_bounds__(THREADS, 1) matmul_mma(OPERANDS, const Params p) {
     const Tile at = this_tile(p);
     if (at.batch >= p.batch) return;
     a += at.batch * p.a_b + at.i0 * p.a_i;

@@ -136,8 +136,9 @@ impl Wgpu {
         Ok((wgpu, queue))
     }
 
-    /// Borrows the host's device, whose callback for its loss stays the host's. Kernels use f16, subgroups and immediates as far as the device was made
-    /// with those features, and stay within the limits that it was made with.
+    /// Borrows the host's device, whose callback for its loss stays the host's. Kernels use f16, subgroups and
+    /// immediates as far as the device was made with those features, and stay within the limits that it was made
+    /// with.
     pub fn from_device(device: wgpu::Device) -> Self {
         let (limits, features, info) = (device.limits(), device.features(), device.adapter_info());
         let has = |feature| features.contains(feature);
