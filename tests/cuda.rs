@@ -1,14 +1,15 @@
-//! Everything of the CUDA target that needs no GPU. What needs NVRTC is skipped, by name, where it is not
-//! installed, and fails instead when `ADVECT_NVRTC` says that it is.
+//! The CUDA target: mostly what needs no GPU. What needs NVRTC is skipped, by name, where it is not
+//! installed, and fails instead when `ADVECT_NVRTC` says that it is; likewise a GPU and `ADVECT_REQUIRE`.
 #![cfg(feature = "cuda")]
 
-use advect::Error;
 use advect::op::Language;
+use advect::ops::{Resample, ResampleArgs};
 use advect::target::cuda::cache::Cache;
 use advect::target::cuda::nvrtc::{Output, Usage, architecture};
 use advect::target::cuda::{self, Compiler, Cuda};
 use advect::target::presets;
 use advect::verify::kernels::{self, Kernel, reached};
+use advect::{Device, Dtype, Error, Tensor};
 use std::collections::HashSet;
 
 /// The compiler over a cache of its own, if NVRTC is here.
@@ -127,4 +128,25 @@ fn a_kernel_that_does_not_compile_keeps_the_log() {
     assert!(log(GOOD, "42").contains("arch"), "{}", log(GOOD, "42"));
     assert!(log("\0", "80").contains("nul"), "{}", log("\0", "80"));
     assert_eq!(std::fs::read_dir(folder.path()).unwrap().count(), 0, "failures are not kept");
+}
+
+#[test]
+fn a_gpu_without_room_says_how_much_was_wanted() {
+    let device = match Device::cuda(0) {
+        Ok(device) => device,
+        Err(why) => {
+            assert!(!advect::verify::required().iter().any(|face| face == "cuda"), "{why}");
+            return println!("skipped: {why}");
+        }
+    };
+    let error = device.alloc(1 << 50).unwrap_err();
+    assert!(
+        matches!(error, Error::Driver { .. }) && error.to_string().contains(&(1u64 << 50).to_string()),
+        "{error}"
+    );
+    // The device is none the worse for it.
+    let ones = Tensor::from_f32(&device, Dtype::F32, &[1, 1, 2, 2], &[1.0; 4]).unwrap();
+    let mut out = Tensor::new(&device, Dtype::F32, &[1, 1, 4, 4]).unwrap();
+    device.run(&Resample::Up2, ResampleArgs { x: ones.view(), out: out.view_mut() }).unwrap();
+    assert_eq!(out.to_f32(&device).unwrap(), [1.0; 16]);
 }

@@ -25,7 +25,7 @@ const SHARED: [(&str, &[&str]); 5] = [
     ("src/reference", &["mod"]),
     ("src/cpu", &["mod", "activation", "simd", "strided"]),
     ("src/cases", &["mod"]),
-    ("tests", &["grid", "harness", "contract", "cuda", "threads", "wgpu"]),
+    ("tests", &["grid", "harness", "contract", "cuda", "simulated", "threads", "wgpu"]),
 ];
 
 struct Names(BTreeSet<&'static str>);

@@ -76,8 +76,8 @@ impl Compiler {
     /// # Errors
     /// [`Error::Compile`] with the compiler's log.
     pub fn compile(&self, op: &'static str, source: &str, arch: &str, output: Output) -> Result<Artifact> {
-        let options = nvrtc::options(arch, output).join("\0");
         let (major, minor) = self.nvrtc.version();
+        let options = nvrtc::options(arch, output, (major, minor)).join("\0");
         let version = format!("NVRTC {major}.{minor}");
         let key = Key::new([source.as_bytes(), options.as_bytes(), version.as_bytes()]);
         self.cache.get_or(&key, || self.nvrtc.compile(op, source, arch, output))
@@ -95,6 +95,8 @@ struct Shared {
     context: Context,
     ordinal: usize,
     caps: Caps,
+    /// Machine code of the device, or PTX of an older architecture.
+    output: Output,
     compiler: Compiler,
 }
 
@@ -161,7 +163,22 @@ impl Cuda {
             has_async_alloc: primary.has_async_alloc(),
             _primary: Some(primary),
         };
-        Self::start(context, ordinal, compiler)
+        let caps = device_caps(ordinal).map_err(refused)?;
+        Self::start(context, ordinal, compiler, caps, Output::Cubin)
+    }
+
+    /// As [`Cuda::new`], but with the kernels that an architecture `arch` (75, 80, ..) would get, as PTX that the
+    /// driver translates for the device: to compare architectures on one device, and a device with the simulator,
+    /// which executes the same PTX. For the fastest kernels use [`Cuda::new`].
+    ///
+    /// # Errors
+    /// As [`Cuda::new`]; [`Error::Driver`] at the first launch of each kernel when the driver cannot translate the
+    /// PTX: the device is older than `arch` or, from 90 on, another one, or NVRTC is newer than the driver.
+    pub fn with_ptx(ordinal: usize, arch: u32) -> Result<Self> {
+        let Shared { context, compiler, caps, .. } = &*Self::new(ordinal)?.0;
+        let name = format!("{} as PTX of sm_{arch}", caps.name);
+        let caps = Caps { name, ..crate::target::presets::cuda_for(arch) };
+        Self::start(context.clone(), ordinal, compiler.clone(), caps, Output::Ptx)
     }
 
     /// A context of the host's, a `CUcontext` of any kind, and a stream in it for [`Cuda::run`].
@@ -189,17 +206,23 @@ impl Cuda {
         context.has_async_alloc = pools > 0;
         drop(current);
         let same = |i: &usize| result::device::get(*i as i32).is_ok_and(|d| d == device);
-        let ordinal = (0..devices).find(same);
         let unseen = || unavailable("the context is of a device that this process does not see", USE_ANOTHER);
-        Self::start(context, ordinal.ok_or_else(unseen)?, compiler)
+        let ordinal = (0..devices).find(same).ok_or_else(unseen)?;
+        let caps = device_caps(ordinal).map_err(refused)?;
+        Self::start(context, ordinal, compiler, caps, Output::Cubin)
     }
 
-    fn start(context: Context, ordinal: usize, compiler: Compiler) -> Result<Self> {
+    fn start(
+        context: Context,
+        ordinal: usize,
+        compiler: Compiler,
+        caps: Caps,
+        output: Output,
+    ) -> Result<Self> {
         let refused = |e: DriverError| {
             unavailable(format!("device {ordinal} does not start: {}", says(&e)), USE_ANOTHER)
         };
         let stream = Stream::new(&context).map_err(refused)?;
-        let caps = device_caps(ordinal).map_err(refused)?;
         if let Language::Cuda { arch } = caps.language
             && !compiler.nvrtc.architectures().contains(&arch)
         {
@@ -208,7 +231,7 @@ impl Cuda {
             return Err(unavailable(why, "use another version of NVRTC (ADVECT_NVRTC), wgpu or the cpu"));
         }
         let kernels = Mutex::default();
-        Ok(Self(Arc::new(Shared { kernels, stream, context, ordinal, caps, compiler })))
+        Ok(Self(Arc::new(Shared { kernels, stream, context, ordinal, caps, output, compiler })))
     }
 
     /// The number of the device.
@@ -281,12 +304,14 @@ impl Cuda {
         if let Some(kernel) = kernels.get(&variant) {
             return Ok(kernel.clone());
         }
-        let Shared { caps, compiler, context, .. } = &*self.0;
+        let Shared { caps, compiler, context, output, .. } = &*self.0;
         let Language::Cuda { arch } = caps.language else { unreachable!("made by `device_caps`") };
         let text = source::source::<T>(&variant.signature, &variant.consts, caps.language);
-        let cubin = compiler.compile(T::NAME, &text, &nvrtc::architecture(arch), Output::Cubin)?.bytes;
+        let mut image = compiler.compile(T::NAME, &text, &nvrtc::architecture(arch), *output)?.bytes;
+        // A CUBIN says its own length; PTX is a string, which ends with a NUL.
+        image.push(0);
         let kernel =
-            Kernel::load(context, &cubin, variant.entry).map_err(|e| self.failed("cuModuleLoadData", e))?;
+            Kernel::load(context, &image, variant.entry).map_err(|e| self.failed("cuModuleLoadData", e))?;
         let kernel = Arc::new(kernel);
         kernels.insert(variant, kernel.clone());
         Ok(kernel)
@@ -410,12 +435,12 @@ unsafe impl Sync for Kernel {}
 
 impl Kernel {
     /// The context is current.
-    fn load(context: &Context, cubin: &[u8], entry: &str) -> Result<Self, DriverError> {
+    fn load(context: &Context, image: &[u8], entry: &str) -> Result<Self, DriverError> {
         use sys::CUfunction_attribute::CU_FUNC_ATTRIBUTE_SHARED_SIZE_BYTES as STATIC_SHARED;
         let name = CString::new(entry).map_err(|_| DriverError(sys::CUresult::CUDA_ERROR_NOT_FOUND))?;
-        // SAFETY: the image is a whole CUBIN from NVRTC (its checksum held, if it came from disk), which
-        // says its own length.
-        let module = unsafe { result::module::load_data(cubin.as_ptr().cast()) }?;
+        // SAFETY: the image is whole and from NVRTC (its checksum held, if it came from disk): a CUBIN, which
+        // says its own length, or PTX up to a NUL.
+        let module = unsafe { result::module::load_data(image.as_ptr().cast()) }?;
         let mut kernel = Self {
             module,
             function: std::ptr::null_mut(),

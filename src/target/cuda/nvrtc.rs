@@ -88,19 +88,24 @@ pub struct Artifact {
     pub log: String,
 }
 
-/// The options a kernel is compiled with for an architecture as NVRTC names it: `75`, `90a`.
-pub fn options(arch: &str, output: Output) -> Vec<String> {
+/// The options a kernel is compiled with for an architecture as NVRTC names it (`75`, `90a`) by a version of it.
+pub fn options(arch: &str, output: Output, version: (u32, u32)) -> Vec<String> {
     // PTX is for the simulator, whose findings name the line of the kernel file.
     let (machine, last) = match output {
         Output::Cubin => ("sm", "--ptxas-options=-v"),
         Output::Ptx => ("compute", "--generate-line-info"),
     };
-    vec![
+    let mut all = vec![
         format!("--gpu-architecture={machine}_{arch}"),
         "--std=c++17".into(),
         "-default-device".into(),
         last.into(),
-    ]
+    ];
+    // Beside a driver it has a cache of its own from 12.9 on, and what comes from there has no log.
+    if version >= (12, 9) {
+        all.push("--no-cache".into());
+    }
+    all
 }
 
 /// The name that NVRTC has for an architecture: from 9.0 on with the features of exactly this one, which
@@ -189,7 +194,8 @@ impl Nvrtc {
         let failed = |log: String| Error::Compile { op, language: "CUDA", target: format!("sm_{arch}"), log };
         let c_string = |s: String| CString::new(s).map_err(|e| failed(e.to_string()));
         let (text, name) = (c_string(source.to_owned())?, c_string(format!("{op}.cu"))?);
-        let options = options(arch, output).into_iter().map(c_string).collect::<Result<Vec<_>>>()?;
+        let options =
+            options(arch, output, self.version).into_iter().map(c_string).collect::<Result<Vec<_>>>()?;
         let options: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
         let mut program = Running { functions: &self.functions, program: std::ptr::null_mut() };
         // SAFETY: the strings outlive the program, which is destroyed by `Running`; there are no headers.
@@ -408,7 +414,9 @@ ptxas info    : Used 8 registers, used 0 barriers, 360 bytes cmem[0]";
     #[test]
     fn architectures_are_named_as_nvrtc_does() {
         assert_eq!([75, 89, 90, 120].map(architecture), ["75", "89", "90a", "120a"]);
-        assert_eq!(options("90a", Output::Cubin)[0], "--gpu-architecture=sm_90a");
-        assert_eq!(options("75", Output::Ptx)[0], "--gpu-architecture=compute_75");
+        assert_eq!(options("90a", Output::Cubin, (13, 0))[0], "--gpu-architecture=sm_90a");
+        assert_eq!(options("75", Output::Ptx, (12, 0))[0], "--gpu-architecture=compute_75");
+        let no_cache = |version| options("75", Output::Ptx, version).contains(&"--no-cache".to_owned());
+        assert_eq!([(12, 8), (12, 9), (13, 0)].map(no_cache), [false, true, true]);
     }
 }
