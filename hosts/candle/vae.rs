@@ -1,7 +1,7 @@
 //! The decoder of Stable Diffusion's VAE: as candle-transformers has it, and with the same weights through
 //! advect. Random weights stand in for a checkpoint; a `VarBuilder` over a file is used in the same way.
 //!
-//!     cargo run --release -p advect-candle --example vae
+//!     cargo run --release -p advect-candle --example vae [--features cuda]
 
 use advect::ops::{Activation::Silu, Attention};
 use advect_candle::attention;
@@ -129,19 +129,27 @@ impl Decoder {
 }
 
 pub(crate) fn main() -> Result<()> {
-    let device = Device::Cpu; // Device::new_cuda(0)? with feature `cuda`
+    compare(&Device::cuda_if_available(0)?) // With feature `cuda`.
+}
+
+pub(crate) fn compare(device: &Device) -> Result<()> {
     let weights = VarMap::new();
-    let vb = VarBuilder::from_varmap(&weights, DType::F32, &device);
+    let vb = VarBuilder::from_varmap(&weights, DType::F32, device);
     let config = AutoEncoderKLConfig { block_out_channels: vec![32, 64], ..Default::default() };
     let theirs = AutoEncoderKL::new(vb.clone(), 3, 3, config.clone())?;
     let ours = Decoder::new(vb, &config)?;
 
-    let latents = Tensor::randn(0f32, 1f32, (1, 4, 16, 16), &device)?;
-    let (start, a) = (Instant::now(), theirs.decode(&latents)?);
-    let (middle, b) = (Instant::now(), ours.decode(&latents)?);
+    let latents = Tensor::randn(0f32, 1f32, (1, 4, 16, 16), device)?;
+    let timed = |decode: &dyn Fn() -> Result<Tensor>| {
+        decode()?; // The first call compiles on CUDA.
+        device.synchronize()?;
+        let (start, image) = (Instant::now(), decode()?);
+        device.synchronize().map(|()| (start.elapsed(), image))
+    };
+    let ((candle, a), (advect, b)) = (timed(&|| theirs.decode(&latents))?, timed(&|| ours.decode(&latents))?);
     let largest = |t: &Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
     let (largest, apart) = (largest(&a)?, largest(&(&a - &b)?)?);
-    println!("image {:?}: candle {:?}, advect {:?}", b.dims(), middle - start, middle.elapsed());
+    println!("image {:?}: candle {candle:?}, advect {advect:?}", b.dims());
     println!("largest element {largest:.3}, largest difference {apart:.1e}");
     assert!(apart <= 1e-4 * largest, "the two decoders differ");
     Ok(())

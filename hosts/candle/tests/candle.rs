@@ -1,5 +1,7 @@
-//! The ops against candle's own, which compute in f64 from the very values that ours get, within the bound that
-//! advect's definitions derive for arithmetic in f32. Odd sizes, and layouts that are not contiguous.
+//! The ops against candle's own on the same device, which compute in f64 from the very values that ours get, within
+//! the bound that advect's definitions derive for arithmetic in f32. Odd sizes, and layouts that are not contiguous.
+
+mod devices;
 
 use advect::ops::{
     Activation, Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Noise, Norm, NormArgs, NormKind,
@@ -10,11 +12,17 @@ use advect::{Dtype, View};
 use advect_candle::{ConvInputs, NormInputs, attention, conv, norm, step};
 use candle_core::{D, DType, Device, Error, Result, Tensor, Var};
 use candle_nn::Module;
+use devices::everywhere;
 use std::alloc::{GlobalAlloc, Layout, System};
 use std::cell::Cell;
 
 const DTYPES: [(DType, Dtype); 3] =
     [(DType::F32, Dtype::F32), (DType::F16, Dtype::F16), (DType::BF16, Dtype::Bf16)];
+
+/// Every dtype on every device.
+fn places() -> impl Iterator<Item = (Device, DType, Dtype)> {
+    everywhere().into_iter().flat_map(|device| DTYPES.map(|(candle, dtype)| (device.clone(), candle, dtype)))
+}
 
 /// The error without the backtrace that candle adds where `RUST_BACKTRACE` says so.
 fn refused(result: Result<Tensor>) -> Error {
@@ -25,8 +33,8 @@ fn refused(result: Result<Tensor>) -> Error {
 }
 
 /// Numbers around 0, rounded to the dtype, in which everything is then computed exactly as given.
-fn random(dtype: DType, shape: &[usize]) -> Tensor {
-    Tensor::randn(0f32, 1f32, shape, &Device::Cpu).unwrap().to_dtype(dtype).unwrap()
+fn random(device: &Device, dtype: DType, shape: &[usize]) -> Tensor {
+    Tensor::randn(0f32, 1f32, shape, device).unwrap().to_dtype(dtype).unwrap()
 }
 
 /// In double precision, and contiguous: what candle computes with.
@@ -44,6 +52,7 @@ fn dense(t: &Tensor, dtype: Dtype) -> View<Dense> {
 #[track_caller]
 fn judge(ours: &Tensor, theirs: &Tensor, bound: Expected, dtype: Dtype) {
     assert_eq!(ours.dims(), theirs.dims());
+    let place = theirs.device().location();
     let ours: Vec<f64> = exact(ours).flatten_all().unwrap().to_vec1().unwrap();
     let theirs: Vec<f64> = exact(theirs).flatten_all().unwrap().to_vec1().unwrap();
     assert!(!ours.is_empty() && bound.error.len() == ours.len());
@@ -51,27 +60,28 @@ fn judge(ours: &Tensor, theirs: &Tensor, bound: Expected, dtype: Dtype) {
         // candle's own error in f64 is 2^-29 of ours.
         let computed = error * (1.0 + 1e-6) + b.abs() * 1e-15;
         let rounded = dtype.unit_roundoff() * (b.abs() + computed) + dtype.smallest() / 2.0;
-        let wrong = format!("element {i}: {a} and candle's {b} are more than {computed:e} apart");
+        let wrong = format!("{place:?}, element {i}: {a} and candle's {b} are more than {computed:e} apart");
         assert!((a - b).abs() <= computed + rounded, "{wrong}");
     }
 }
 
 #[test]
 fn attention_is_candles() -> Result<()> {
-    for (candle, dtype) in DTYPES {
+    for (device, candle, dtype) in places() {
+        let random = |shape: &[usize]| random(&device, candle, shape);
         // A packed projection (b, n, 3, h, d); keys of their own, of one head that all share.
         let (b, n, h, d) = (2, 37, 3, 20);
-        let packed = random(candle, &[b, n, 3, h, d]);
+        let packed = random(&[b, n, 3, h, d]);
         let part = |i| packed.narrow(2, i, 1)?.squeeze(2)?.transpose(1, 2);
         let shared = |t: Tensor| t.broadcast_as((b, h, 11, d));
         let cases = [
             (part(0)?, part(1)?, part(2)?),
-            (part(0)?, shared(random(candle, &[b, 1, 11, d]))?, shared(random(candle, &[b, 1, 11, d]))?),
+            (part(0)?, shared(random(&[b, 1, 11, d]))?, shared(random(&[b, 1, 11, d]))?),
             // Heads whose elements are the slow axis: pixels of an image.
             (
-                random(candle, &[1, 2, 7, 33]).transpose(2, 3)?,
-                random(candle, &[1, 2, 7, 5]).transpose(2, 3)?,
-                random(candle, &[1, 2, 5, 7]),
+                random(&[1, 2, 7, 33]).transpose(2, 3)?,
+                random(&[1, 2, 7, 5]).transpose(2, 3)?,
+                random(&[1, 2, 5, 7]),
             ),
         ];
         for (q, k, v) in cases {
@@ -93,32 +103,25 @@ fn attention_is_candles() -> Result<()> {
 
 #[test]
 fn conv_is_candles() -> Result<()> {
-    for (candle, dtype) in DTYPES {
-        let wide = random(candle, &[2, 9, 13, 12]);
-        let nhwc = random(candle, &[2, 11, 7, 6]).permute((0, 3, 1, 2))?;
+    for (device, candle, dtype) in places() {
+        let random = |shape: &[usize]| random(&device, candle, shape);
+        let wide = random(&[2, 9, 13, 12]);
+        let nhwc = random(&[2, 11, 7, 6]).permute((0, 3, 1, 2))?;
         let cases = [
-            (random(candle, &[1, 5, 9, 7]), random(candle, &[3, 5, 3, 3]), 1, 1, 1, 1, false),
+            (random(&[1, 5, 9, 7]), random(&[3, 5, 3, 3]), 1, 1, 1, 1, false),
             // Channels sliced out of more, stride, dilation.
-            (wide.narrow(1, 2, 6)?, random(candle, &[4, 3, 3, 3]), 2, 2, 2, 2, true),
-            (nhwc, random(candle, &[8, 6, 1, 1]), 0, 1, 1, 1, true),
+            (wide.narrow(1, 2, 6)?, random(&[4, 3, 3, 3]), 2, 2, 2, 2, true),
+            (nhwc, random(&[8, 6, 1, 1]), 0, 1, 1, 1, true),
             // Depthwise, with weights stored (kh, kw, out, in).
-            (
-                random(candle, &[1, 4, 8, 8]),
-                random(candle, &[5, 5, 4, 1]).permute((2, 3, 0, 1))?,
-                2,
-                1,
-                1,
-                4,
-                true,
-            ),
+            (random(&[1, 4, 8, 8]), random(&[5, 5, 4, 1]).permute((2, 3, 0, 1))?, 2, 1, 1, 4, true),
         ];
         for (x, weight, padding, stride, dilation, groups, extras) in cases {
             let (n, o) = (x.dim(0)?, weight.dim(0)?);
             let plain = exact(&x).conv2d(&exact(&weight), padding, stride, dilation, groups)?;
-            let bias = extras.then(|| random(candle, &[o]));
+            let bias = extras.then(|| random(&[o]));
             // A time embedding, the second half of a projection.
-            let sample_bias = extras.then(|| random(candle, &[n, 2 * o]).narrow(1, o, o)).transpose()?;
-            let residual = extras.then(|| random(candle, plain.dims()));
+            let sample_bias = extras.then(|| random(&[n, 2 * o]).narrow(1, o, o)).transpose()?;
+            let residual = extras.then(|| random(plain.dims()));
             let activation = if extras { Activation::Silu } else { Activation::None };
             let pair = |v| [v, v];
             let op = Conv {
@@ -149,28 +152,35 @@ fn conv_is_candles() -> Result<()> {
             judge(&ours, &theirs, reference::conv::conv(&op, &args), dtype);
         }
     }
-    // Channels last in, channels last out.
-    let x = random(DType::F32, &[1, 5, 4, 3]).permute((0, 3, 1, 2))?;
-    let weight = random(DType::F32, &[7, 3, 3, 3]);
-    let none = None;
-    let op = Conv::default();
-    let out = conv(op, ConvInputs { x: &x, weight: &weight, bias: none, sample_bias: none, residual: none })?;
-    assert_eq!((out.dims(), out.permute((0, 2, 3, 1))?.is_contiguous()), (&[1, 7, 3, 2][..], true));
+    Ok(())
+}
+
+#[test]
+fn channels_last_in_channels_last_out() -> Result<()> {
+    for (device, candle, _) in places() {
+        let x = random(&device, candle, &[1, 5, 4, 3]).permute((0, 3, 1, 2))?;
+        let weight = random(&device, candle, &[7, 3, 3, 3]);
+        let none = None;
+        let inputs = ConvInputs { x: &x, weight: &weight, bias: none, sample_bias: none, residual: none };
+        let out = conv(Conv::default(), inputs)?;
+        assert_eq!((out.dims(), out.permute((0, 2, 3, 1))?.is_contiguous()), (&[1, 7, 3, 2][..], true));
+    }
     Ok(())
 }
 
 #[test]
 fn group_norm_is_candles() -> Result<()> {
-    for (candle, dtype) in DTYPES {
+    for (device, candle, dtype) in places() {
+        let random = |shape: &[usize]| random(&device, candle, shape);
         let cases = [
-            (random(candle, &[2, 6, 5, 7]), 3),
-            (random(candle, &[3, 9, 11, 6]).permute((0, 3, 2, 1))?.narrow(2, 1, 9)?, 2),
-            (random(candle, &[1, 4, 13]), 4),
+            (random(&[2, 6, 5, 7]), 3),
+            (random(&[3, 9, 11, 6]).permute((0, 3, 2, 1))?.narrow(2, 1, 9)?, 2),
+            (random(&[1, 4, 13]), 4),
         ];
         for (x, groups) in cases {
             let (n, c) = (x.dim(0)?, x.dim(1)?);
-            let [weight, bias] = [random(candle, &[c]), random(candle, &[c])];
-            let [scale, shift] = [random(candle, &[n, c]), random(candle, &[n, c])];
+            let [weight, bias] = [random(&[c]), random(&[c])];
+            let [scale, shift] = [random(&[n, c]), random(&[n, c])];
             let op = Norm { kind: NormKind::Group { groups }, eps: 1e-5, activation: Activation::Silu };
             let ours = norm(
                 op,
@@ -206,14 +216,14 @@ fn group_norm_is_candles() -> Result<()> {
 
 #[test]
 fn step_is_candles() -> Result<()> {
-    let coefficients = |x: [f32; 8], noise| Coefficients::Values { x, noise };
-    for (candle, dtype) in DTYPES {
+    for (device, candle, dtype) in places() {
+        let random = |shape: &[usize]| random(&device, candle, shape);
         let shape = [2, 3, 5, 7];
-        let transposed = random(candle, &[2, 3, 7, 5]).transpose(2, 3)?;
-        let buffers: Vec<Tensor> = (0..7).map(|_| random(candle, &shape)).chain([transposed]).collect();
+        let transposed = random(&[2, 3, 7, 5]).transpose(2, 3)?;
+        let buffers: Vec<Tensor> = (0..7).map(|_| random(&shape)).chain([transposed]).collect();
         let all: Vec<&Tensor> = buffers.iter().collect();
         let x = [0.5, -1.25, 2.0, 0.125, -0.75, 1.5, 3.0, -2.5];
-        let op = Step { coefficients: coefficients(x, 0.0), noise: None };
+        let op = Step { coefficients: Coefficients::Values { x, noise: 0.0 }, noise: None };
         let ours = step(op, &all)?;
         let mut theirs = exact(&buffers[0]).zeros_like()?;
         for (buffer, c) in buffers.iter().zip(x) {
@@ -223,23 +233,34 @@ fn step_is_candles() -> Result<()> {
         let args = StepArgs::over(dense, View::contiguous((), dtype, &shape).unwrap()).unwrap();
         judge(&ours, &theirs, reference::step::step(&op, &args), dtype);
     }
-    // Noise belongs to the sample, not to its place in the batch.
-    let x = random(DType::F32, &[3, 4, 5]);
+    Ok(())
+}
+
+#[test]
+fn noise_belongs_to_the_sample_not_to_its_place_in_the_batch() -> Result<()> {
     let noisy = |stream| Step {
-        coefficients: coefficients([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], 0.5),
+        coefficients: Coefficients::Values { x: [1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0], noise: 0.5 },
         noise: Some(Noise { seed: 7, stream }),
     };
-    let batch = step(noisy(10), &[&x])?.narrow(0, 2, 1)?;
-    let alone = step(noisy(12), &[&x.narrow(0, 2, 1)?])?;
-    let same = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
-    assert_eq!(same(&batch, &alone)?, 0.0);
-    assert!(same(&batch, &x.narrow(0, 2, 1)?)? > 0.1);
+    let apart = |a: &Tensor, b: &Tensor| (a - b)?.abs()?.max_all()?.to_scalar::<f32>();
+    for device in everywhere() {
+        let x = random(&device, DType::F32, &[3, 4, 5]);
+        let last = x.narrow(0, 2, 1)?;
+        let batch = step(noisy(10), &[&x])?.narrow(0, 2, 1)?;
+        let alone = step(noisy(12), &[&last])?;
+        assert_eq!(apart(&batch, &alone)?, 0.0);
+        assert!(apart(&batch, &last)? > 0.1);
+    }
     Ok(())
 }
 
 #[test]
 fn bad_input_is_an_error_of_candles() -> Result<()> {
-    let t = |shape: &[usize]| random(DType::F32, shape);
+    everywhere().iter().try_for_each(bad_input)
+}
+
+fn bad_input(device: &Device) -> Result<()> {
+    let t = |shape: &[usize]| random(device, DType::F32, shape);
     let op = Attention::new(4);
     let q = t(&[1, 2, 3, 4]);
     let error = refused(attention(op, &q, &t(&[1, 2, 3]), &q));
@@ -251,6 +272,10 @@ fn bad_input_is_an_error_of_candles() -> Result<()> {
     );
     let error = refused(attention(op, &q, &q, &q.to_dtype(DType::F16)?));
     assert!(matches!(error, Error::DTypeMismatchBinaryOp { op: "attention", .. }), "{error}");
+    if !device.is_cpu() {
+        let error = refused(attention(op, &q, &q.to_device(&Device::Cpu)?, &q));
+        assert!(matches!(error, Error::DeviceMismatchBinaryOp { op: "attention", .. }), "{error}");
+    }
     let whole = q.to_dtype(DType::I64)?;
     let error = refused(attention(op, &whole, &whole, &whole));
     assert!(matches!(error, Error::UnsupportedDTypeForOp(DType::I64, "attention")), "{error}");
@@ -300,22 +325,22 @@ fn bad_input_is_an_error_of_candles() -> Result<()> {
 
 #[test]
 fn a_backward_pass_is_refused_whichever_operand_it_starts_from() -> Result<()> {
-    let x = random(DType::F32, &[1, 2, 5, 5]);
-    let weight = random(DType::F32, &[2, 2, 1, 1]);
-    let residual = Var::from_tensor(&x)?;
-    let out = conv(
-        Conv::default(),
-        ConvInputs { x: &x, weight: &weight, bias: None, sample_bias: None, residual: Some(&residual) },
-    )?;
-    let error = out.sum_all()?.backward().map(|_| ()).unwrap_err().to_string();
-    assert!(error.contains("backward is not supported for conv"), "{error}");
+    for device in everywhere() {
+        let x = random(&device, DType::F32, &[1, 2, 5, 5]);
+        let weight = random(&device, DType::F32, &[2, 2, 1, 1]);
+        let residual = Var::from_tensor(&x)?;
+        let (bias, sample_bias, residual) = (None, None, Some(residual.as_tensor()));
+        let out = conv(Conv::default(), ConvInputs { x: &x, weight: &weight, bias, sample_bias, residual })?;
+        let error = out.sum_all()?.backward().map(|_| ()).unwrap_err().to_string();
+        assert!(error.contains("backward is not supported for conv"), "{error}");
+    }
     Ok(())
 }
 
 #[test]
 fn nothing_is_copied() -> Result<()> {
     // Half of a batch, transposed: candle's own ops would make it contiguous first.
-    let x = random(DType::F32, &[2, 3, 400, 300]).transpose(2, 3)?.narrow(0, 1, 1)?;
+    let x = random(&Device::Cpu, DType::F32, &[2, 3, 400, 300]).transpose(2, 3)?.narrow(0, 1, 1)?;
     let x2 = [2.0, -1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
     let op = Step { coefficients: Coefficients::Values { x: x2, noise: 0.0 }, noise: None };
     step(op, &[&x, &x])?; // The threads start.
