@@ -75,8 +75,8 @@ impl Runner {
         })
     }
 
-    /// Runs every case on the devices of the file's language, until one fails: CUDA on sm_80, and with `again`
-    /// on sm_75 and sm_100 too.
+    /// Runs every case on the devices of the file's language, until one fails: CUDA on sm_80, and on sm_75 and
+    /// sm_100 too with `again`, or when the file asks for which it is compiled.
     pub(crate) fn run(&self, job: usize, source: &Source, mutant: &Mutant, again: bool) -> Result<Ran> {
         let start = Instant::now();
         let folder = self.store.join(format!("job{job}"));
@@ -95,23 +95,28 @@ impl Runner {
             }
         }
         std::fs::write(&file, mutant.apply(&source.text))?;
+        let by_architecture = source.text.contains("__CUDA_ARCH__");
         let stages: Vec<Stage> = if source.path.ends_with(".wgsl") {
             self.drivers.iter().map(|driver| Stage { device: "wgpu", driver: Some(driver) }).collect()
         } else {
-            let devices =
-                ["ptx-sim:80", "ptx-sim:75", "ptx-sim:100"].map(|device| Stage { device, driver: None });
-            devices.into_iter().take(if again { 3 } else { 1 }).collect()
+            // Code that the file has for one architecture only is most likely the oldest's.
+            let devices = match by_architecture {
+                true => ["ptx-sim:75", "ptx-sim:80", "ptx-sim:100"],
+                false => ["ptx-sim:80", "ptx-sim:75", "ptx-sim:100"],
+            };
+            let devices = devices.map(|device| Stage { device, driver: None });
+            devices.into_iter().take(if again || by_architecture { 3 } else { 1 }).collect()
         };
         let mut ran = (Fate::Survived, String::new());
-        'all: for stage in &stages {
+        'all: for (i, stage) in stages.iter().enumerate() {
             for op in &source.ops {
                 ran = self.verify(stage, op, &folder, &cache)?;
                 if ran.0 != Fate::Survived {
                     break 'all;
                 }
             }
-            // What compiles to the same on one architecture does on all.
-            if stage.driver.is_none() {
+            // What compiles to the same on one architecture does on all, unless it asks.
+            if stage.driver.is_none() && (!by_architecture || i + 1 == stages.len()) {
                 let mut same = HashSet::new();
                 for original in self.originals(source)? {
                     same.extend(kernels(&original)?);
