@@ -286,9 +286,12 @@ fn accessors(s: &mut String, slot: &Slot, binding: usize, native_f16: bool) {
         };
         match (packed, dtype) {
             (true, Dtype::F16) => {
+                // What packing makes of more than the largest number is left open, and some make NaN of it.
                 let _ = writeln!(
                     s,
-                    "fn {name}_bits(v: f32) -> u32 {{ return pack2x16float(vec2<f32>(v, 0.0)) & 0xffffu; }}"
+                    "fn {name}_bits(v: f32) -> u32 {{ \
+                     let most = select(v, sign(v) * 65504.0, abs(v) > 65504.0); \
+                     return pack2x16float(vec2<f32>(most, 0.0)) & 0xffffu; }}"
                 );
             }
             (true, _) => {

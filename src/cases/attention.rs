@@ -177,6 +177,8 @@ impl Verified for Attention {
             add([1, 1, 196, 196, 32], lay);
             add([2, 3, 49, 49, 32], lay);
         }
+        // A prime number of blocks: the grids of the tests, folded at 3 and 50, have one past the last.
+        add([1, 53, 3, 5, 8], heads);
         // Nothing: no batch, no heads, no queries, no keys (the result is 0), empty heads.
         for sizes in [[0, 2, 5, 5, 8], [1, 0, 5, 5, 8], [1, 2, 0, 5, 8], [2, 2, 5, 0, 8], [1, 1, 3, 3, 0]] {
             add(sizes, heads);

@@ -238,6 +238,8 @@ impl Verified for Conv {
             ([1, 16, 32, 6, 5], 2),
             ([1, 32, 24, 4, 5], 4),
             ([1, 12, 36, 5, 4], 4),
+            // A prime number of blocks: the grids of the tests, folded at 3 and 50, have one past the last.
+            ([1, 106, 53, 2, 2], 53),
             ([2, 5, 5, 7, 6], 5),
             ([1, 32, 32, 5, 18], 32),
             ([1, 37, 37, 9, 10], 37),

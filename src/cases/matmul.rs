@@ -268,6 +268,10 @@ impl Verified for Matmul {
         all.push(Sketch { size: [66, 70, 41], ..many.clone() });
         all.push(Sketch { size: [68, 65, 40], lies: [Columns, Rows, Rows, Columns], ..many.clone() });
         all.push(Sketch { size: [1, 12, 40], ..many });
+        // A prime number of blocks: the grids of the tests, folded at 3 and 50, have one past the last.
+        let prime = Sketch { batch: Some(53), ..PLAIN };
+        all.push(Sketch { size: [3, 5, 7], ..prime.clone() });
+        all.push(Sketch { size: [1, 4, 32], ..prime });
         // Products near the largest number of the dtype, exact cancellation, and values whose activation
         // saturates.
         let large = dtype.largest().sqrt() as f32 * 0.5;

@@ -161,6 +161,7 @@ impl Verified for Step {
         for (name, fill, c) in [
             ("cancelling", Fill::Constant(1234.5), opposite),
             ("large", Fill::Values(vec![largest * 0.25, -largest * 0.125]), C),
+            ("overflowing", Fill::Values(vec![largest, -largest]), [1.5, 0.5, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0]),
             ("small", Fill::Normal(1e-6), C),
             ("zero", Fill::Constant(0.0), C),
         ] {

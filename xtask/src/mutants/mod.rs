@@ -1,7 +1,7 @@
 //! `cargo xtask mutants`: is the cross-check able to fail?
 //!
 //! Plants one mistake after the other in the kernels, runs the cross-check on each changed file, and writes
-//! down which mistakes it noticed. Those that it did not notice are either harmless, with the reason kept in
+//! down which mistakes it noticed. Those that it did not notice are harmless or unobservable, with the reason kept in
 //! `harmless.toml`, or show what case is missing. What was found once is kept, so that the run can be broken
 //! off and go on, and after a change only the files changed run again.
 
@@ -17,6 +17,7 @@ use mutate::Mutant;
 use run::{Fate, Runner};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
+use std::collections::hash_map::Entry;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::io::Write;
 use std::path::{Path, PathBuf};
@@ -37,6 +38,16 @@ pub(crate) struct MutantsArgs {
     /// Only write the report from what is known
     #[arg(long)]
     report: bool,
+    /// First take over from the report before what the journal does not know: for when it is lost, and the files
+    /// have not changed
+    #[arg(long)]
+    carry: bool,
+    /// Only mutants whose line as changed contains one of these
+    #[arg(long)]
+    line: Vec<String>,
+    /// Run again what was only taken over
+    #[arg(long)]
+    carried: bool,
 }
 
 /// A kernel file and the ops whose cross-check runs it.
@@ -67,6 +78,26 @@ pub(crate) struct Known {
     pub(crate) fate: Fate,
     pub(crate) by: String,
     pub(crate) seconds: f64,
+    /// Taken over from a report, not run.
+    #[serde(default)]
+    pub(crate) carried: bool,
+}
+
+impl Known {
+    fn new(source: &Source, mutant: &Mutant, fate: Fate) -> Self {
+        Self {
+            path: source.path.clone(),
+            file_hash: source.hash(),
+            start: mutant.at.start,
+            line: mutant.line(&source.text),
+            kind: mutant.kind.name().to_owned(),
+            changed: mutant.changed_line(&source.text),
+            fate,
+            by: String::new(),
+            seconds: 0.0,
+            carried: false,
+        }
+    }
 }
 
 /// Runs all mutants whose fate is not known, and writes the report.
@@ -76,6 +107,15 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
     std::fs::create_dir_all(&store)?;
     let journal = store.join("fates.jsonl");
     let mut known = read(&journal)?;
+    if args.carry {
+        let mut file = appending(&journal)?;
+        for carried in report::carried(&sources)? {
+            if let Entry::Vacant(place) = known.entry(key_of(&carried)) {
+                writeln!(file, "{}", serde_json::to_string(&carried)?)?;
+                place.insert(carried);
+            }
+        }
+    }
     let place = |s: &Source| {
         args.filters.iter().position(|f| s.path.contains(f.as_str())).unwrap_or(args.filters.len())
     };
@@ -85,7 +125,11 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
         .flat_map(|s| mutate::mutants(&s.text).into_iter().map(move |m| (s, m)))
         .filter(|(s, m)| match known.get(&key(s, m)) {
             None => true,
-            Some(k) => args.survivors && k.fate == Fate::Survived,
+            Some(k) => (args.survivors && k.fate == Fate::Survived) || (args.carried && k.carried),
+        })
+        .filter(|(s, m)| {
+            let changed = m.changed_line(&s.text);
+            args.line.is_empty() || args.line.iter().any(|l| changed.contains(l.as_str()))
         })
         .collect();
     work.sort_by_key(|(s, _)| place(s));
@@ -116,31 +160,25 @@ fn read(journal: &Path) -> Result<HashMap<Key, Known>> {
     Ok(lines.map(|k| (key_of(&k), k)).collect())
 }
 
+fn appending(journal: &Path) -> Result<std::fs::File> {
+    let file = std::fs::OpenOptions::new().create(true).append(true).open(journal);
+    file.with_context(|| format!("cannot write {}", journal.display()))
+}
+
 fn all(
     runner: &Runner,
     work: &[(&Source, Mutant)],
     journal: &Path,
     args: &MutantsArgs,
 ) -> Result<Vec<Known>> {
-    let file = std::fs::OpenOptions::new().create(true).append(true).open(journal);
-    let file = Mutex::new(file.with_context(|| format!("cannot write {}", journal.display()))?);
+    let file = Mutex::new(appending(journal)?);
     let style = ProgressStyle::with_template("{pos}/{len} [{elapsed_precise}, {eta} left] {msg}")?;
     let bar = ProgressBar::new(work.len() as u64).with_style(style);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
     let worker = |job: usize| -> Result<()> {
         while let Some((source, mutant)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
             let ran = runner.run(job, source, mutant, args.survivors)?;
-            let known = Known {
-                path: source.path.clone(),
-                file_hash: source.hash(),
-                start: mutant.at.start,
-                line: mutant.line(&source.text),
-                kind: mutant.kind.name().to_owned(),
-                changed: mutant.changed_line(&source.text),
-                fate: ran.fate,
-                by: ran.by,
-                seconds: ran.seconds,
-            };
+            let known = Known { by: ran.by, seconds: ran.seconds, ..Known::new(source, mutant, ran.fate) };
             if known.fate == Fate::Survived {
                 bar.println(format!(
                     "survived: {}:{} ({}) {}",

@@ -1,21 +1,32 @@
-//! The report of a mutation run: `xtask/mutants/REPORT.md`.
+//! The report of a mutation run, `xtask/mutants/REPORT.md`, and what is taken over from the one before.
 
-use super::mutate::{self, Kind};
+use super::mutate::{self, Kind, Mutant};
 use super::run::Fate;
 use super::{Key, Known, Source, folder, key};
 use anyhow::{Context, Result, bail};
 use serde::Deserialize;
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::fmt::Write;
 
 /// `harmless.toml`.
 #[derive(Deserialize)]
 struct Reasons {
+    /// No result could show the change, by the rules of the language and of `plan`.
     #[serde(default)]
     harmless: Vec<Reason>,
+    /// The change breaks those rules, and no result on the devices at hand shows it.
+    #[serde(default)]
+    unobservable: Vec<Reason>,
 }
 
-/// Why some mutants change nothing that a result could show.
+impl Reasons {
+    fn all(&self) -> impl Iterator<Item = (&Reason, bool)> {
+        let harmless = self.harmless.iter().map(|r| (r, true));
+        harmless.chain(self.unobservable.iter().map(|r| (r, false)))
+    }
+}
+
+/// Why some mutants survive.
 #[derive(Deserialize)]
 struct Reason {
     /// The file below the root.
@@ -30,38 +41,82 @@ struct Reason {
 struct Count {
     noticed: usize,
     harmless: usize,
+    unobservable: usize,
     open: usize,
     same: usize,
     refused: usize,
     unknown: usize,
+    carried: usize,
 }
 
 impl Count {
     fn add(&mut self, other: Self) {
         self.noticed += other.noticed;
         self.harmless += other.harmless;
+        self.unobservable += other.unobservable;
         self.open += other.open;
         self.same += other.same;
         self.refused += other.refused;
         self.unknown += other.unknown;
-    }
-
-    /// Share noticed of all that ran, harmless ones included.
-    fn share(&self) -> f64 {
-        100.0 * self.noticed as f64 / (self.noticed + self.harmless + self.open).max(1) as f64
+        self.carried += other.carried;
     }
 
     fn row(&self, name: &str) -> String {
-        let Self { noticed, harmless, open, same, refused, .. } = *self;
-        let ran = noticed + harmless + open;
+        let Self { noticed, harmless, unobservable, open, same, refused, .. } = *self;
+        let faults = noticed + unobservable + open;
+        let share = |of: usize| match of {
+            0 => "-".to_owned(),
+            _ => format!("{:.1} %", 100.0 * noticed as f64 / of as f64),
+        };
         format!(
-            "| {name} | {ran} | {noticed} | {:.1} % | {harmless} | {open} | {same} | {refused} |\n",
-            self.share()
+            "| {name} | {} | {noticed} | {harmless} | {unobservable} | {open} | {} | {} | {same} | {refused} |\n",
+            faults + harmless,
+            share(faults + harmless),
+            share(faults)
         )
     }
 }
 
-const HEADER: &str = "| | ran | noticed | share | harmless | not explained | same code | refused |\n|---|---|---|---|---|---|---|---|\n";
+const HEADER: &str = "| | ran | noticed | harmless | unobservable | not explained | of all | of faults | same code | refused |\n|---|---|---|---|---|---|---|---|---|---|\n";
+
+/// What the report before says of each mutant, for when the journal is lost and the files are what they were: its
+/// survivors survived, all others were noticed. `same code` and `refused` are counts there, without names: those
+/// have to run again.
+pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
+    let path = folder().join("REPORT.md");
+    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+    if text.contains("**Unfinished") {
+        bail!("{} is of an unfinished run: what is not in it need not have been noticed", path.display());
+    }
+    let mut survived = HashSet::new();
+    let mut file = "";
+    for line in text.lines() {
+        if let Some(name) = line.strip_prefix("### `") {
+            file = name.trim_end_matches('`');
+        } else if let Some((name, _)) = line.strip_prefix("- ").and_then(|l| l.split_once("`. ")) {
+            survived.insert((file, name.to_owned()));
+        }
+    }
+    let mut all = Vec::new();
+    for source in sources {
+        all.extend(mutate::mutants(&source.text).iter().map(|m| {
+            let survived = survived.contains(&(source.path.as_str(), name(source, m)));
+            let fate = if survived { Fate::Survived } else { Fate::Noticed };
+            Known { carried: true, ..Known::new(source, m, fate) }
+        }));
+    }
+    Ok(all)
+}
+
+/// A survivor's name in the report.
+fn name(source: &Source, mutant: &Mutant) -> String {
+    format!(
+        "line {}, {}: `{}",
+        mutant.line(&source.text),
+        mutant.kind.name(),
+        mutant.changed_line(&source.text)
+    )
+}
 
 /// Writes the report and prints its sums.
 pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<()> {
@@ -70,29 +125,31 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
     let reasons: Reasons = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
     let mut by_file: Vec<(String, Count)> = Vec::new();
     let mut by_kind = Kind::ALL.map(|k| (k.name().to_owned(), Count::default()));
-    let mut survivors: Vec<(&Known, Option<&str>)> = Vec::new();
-    let mut used = vec![false; reasons.harmless.len()];
+    let mut survivors: Vec<(&Known, Option<(&Reason, bool)>)> = Vec::new();
+    let mut used = HashSet::new();
     for source in sources {
         let mut count = Count::default();
         for mutant in mutate::mutants(&source.text) {
             let mut one = Count::default();
-            match known.get(&key(source, &mutant)) {
+            let found = known.get(&key(source, &mutant));
+            one.carried = found.is_some_and(|k| k.carried).into();
+            match found {
                 None => one.unknown = 1,
                 Some(k) if k.fate == Fate::Refused => one.refused = 1,
                 Some(k) if k.fate == Fate::Same => one.same = 1,
                 Some(k) if k.fate == Fate::Noticed => one.noticed = 1,
                 Some(k) => {
-                    let reason = reasons
-                        .harmless
-                        .iter()
-                        .position(|r| r.file == k.path && r.changed.contains(&k.changed));
-                    if let Some(i) = reason {
-                        used[i] = true;
-                        one.harmless = 1;
-                    } else {
-                        one.open = 1;
+                    let reason =
+                        reasons.all().find(|(r, _)| r.file == k.path && r.changed.contains(&k.changed));
+                    match reason {
+                        None => one.open = 1,
+                        Some((_, true)) => one.harmless = 1,
+                        Some((_, false)) => one.unobservable = 1,
                     }
-                    survivors.push((k, reason.map(|i| reasons.harmless[i].why.as_str())));
+                    if reason.is_some() {
+                        used.insert((k.path.as_str(), k.changed.as_str()));
+                    }
+                    survivors.push((k, reason));
                 }
             }
             count.add(one);
@@ -107,8 +164,11 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
     let page = page(&by_file, &by_kind, total, &survivors)?;
     std::fs::write(folder().join("REPORT.md"), page)?;
     println!("{HEADER}{}", total.row("all"));
-    for (reason, _) in reasons.harmless.iter().zip(&used).filter(|(_, used)| !**used) {
-        println!("no survivor needs the reason for {} {:?}", reason.file, reason.changed);
+    for (reason, _) in reasons.all() {
+        let unused = |c: &&String| !used.contains(&(reason.file.as_str(), c.as_str()));
+        for changed in reason.changed.iter().filter(unused) {
+            println!("no survivor needs the reason for {} {changed:?}", reason.file);
+        }
     }
     if total.unknown > 0 {
         bail!("{} mutants have not run", total.unknown);
@@ -120,17 +180,21 @@ fn page(
     by_file: &[(String, Count)],
     by_kind: &[(String, Count)],
     total: Count,
-    survivors: &[(&Known, Option<&str>)],
+    survivors: &[(&Known, Option<(&Reason, bool)>)],
 ) -> Result<String> {
     let mut page = String::from(
         "# Mutation report\n\n\
          Made by `cargo xtask mutants`. Each mutant is a kernel file with one mistake in it; the cross-check of the\n\
          ops that contain the file runs on it, CUDA on the PTX simulator as sm_80 (what survived there also as sm_75 and\n\
          sm_100), WGSL on SwiftShader and lavapipe, with the listed cases and 30 random ones a dtype.\n\
-         `noticed`: a case failed. `harmless`: survived, and the reason stands below.\n\
-         The share counts harmless ones as not noticed. Left out of it: `same code`, which compiles to the PTX of\n\
+         `noticed`: a case failed. `harmless`: survived, since no result can show it. `unobservable`: a fault that\n\
+         survived, since the devices at hand do not show it, though others might. The reasons stand below.\n\
+         `of faults` leaves out what is harmless. Not among those that ran: `same code`, which compiles to the PTX of\n\
          the unchanged file in every variant, and `refused`, which does not compile.\n\n",
     );
+    if total.carried > 0 {
+        writeln!(page, "Of {} mutants this is what a run before found, on the same files.\n", total.carried)?;
+    }
     if total.unknown > 0 {
         writeln!(page, "**Unfinished: {} mutants have not run.**\n", total.unknown)?;
     }
@@ -151,7 +215,11 @@ fn page(
             file = &known.path;
             writeln!(page, "\n### `{file}`\n")?;
         }
-        let why = why.unwrap_or("**not explained**");
+        let why = match why {
+            None => "**not explained**".to_owned(),
+            Some((reason, true)) => reason.why.clone(),
+            Some((reason, false)) => format!("**unobservable**: {}", reason.why),
+        };
         writeln!(page, "- line {}, {}: `{}`. {why}", known.line, known.kind, known.changed)?;
     }
     Ok(page)
