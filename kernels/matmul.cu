@@ -122,30 +122,40 @@ const u32 B_ROWS = B_ROWS_N ? BLOCK_K : BLOCK_N;
 const u32 B_CHUNKS = (B_ROWS_N ? BLOCK_N : BLOCK_K) / 8;
 const u32 STAGE = A_ROWS * A_CHUNKS + B_ROWS * B_CHUNKS;
 
-template <u32 CHUNKS> __device__ __forceinline__ u32 place(u32 row, u32 chunk) {
-    return row * CHUNKS + (chunk ^ (CHUNKS == 4 ? row / 2 % 4 : row % 8));
+// Where chunk `chunk` of row `first + row` lies; `first` is a multiple of 8, so that it says nothing about the banks.
+template <u32 CHUNKS> __device__ __forceinline__ u32 place(u32 first, u32 row, u32 chunk) {
+    return (first + row) * CHUNKS + (chunk ^ (CHUNKS == 4 ? row / 2 % 4 : row % 8));
 }
 
-// Fills a tile from `from`, its first element: rows past `rows` and elements past `columns` become 0.
+// Fills a tile from `from`, its first element: rows past `rows` and elements past `columns` become 0. A thread has the
+// chunk `chunk` of every STEP-th row.
 template <u32 ROWS, u32 CHUNKS, bool VECTOR, typename T>
 __device__ __forceinline__ void fill(vec16* tile, const T* from, u32 rows, u32 columns, u32 row_stride,
                                      u32 column_stride) {
+    const u32 STEP = THREADS / CHUNKS, row = threadIdx.x / CHUNKS, chunk = threadIdx.x % CHUNKS;
+    static_assert(THREADS % CHUNKS == 0 && STEP % 8 == 0 && ROWS % STEP == 0, "every thread has as many chunks");
+    vec16* const to = tile + place<CHUNKS>(0, row, chunk);
+    if (VECTOR && rows >= ROWS && columns >= CHUNKS * 8) {
+        const T* const own = from + row * row_stride + chunk * 8;
 #pragma unroll
-    for (u32 e = threadIdx.x; e < ROWS * CHUNKS; e += THREADS) {
-        const u32 row = e / CHUNKS, chunk = e % CHUNKS, column = chunk * 8;
-        const u32 left = row < rows && column < columns ? min(columns - column, 8u) : 0;
-        vec16* to = tile + place<CHUNKS>(row, chunk);
+        for (u32 r = 0; r < ROWS; r += STEP) cp_async16(to + r * CHUNKS, own + r * row_stride);
+        return;
+    }
+#pragma unroll
+    for (u32 r = 0; r < ROWS; r += STEP) {
+        const u32 column = chunk * 8;
+        const u32 left = row + r < rows && column < columns ? min(columns - column, 8u) : 0;
         if (VECTOR) {
-            cp_async16(to, left ? from + row * row_stride + column : from, left * 2);
+            cp_async16(to + r * CHUNKS, left ? from + (row + r) * row_stride + column : from, left * 2);
         } else {
             vec16 v = {};
 #pragma unroll
             for (u32 c = 0; c < 8; ++c) {
                 if (c < left) {
-                    v.w[c / 2] |= u32(from[row * row_stride + (column + c) * column_stride].bits) << c % 2 * 16;
+                    v.w[c / 2] |= u32(from[(row + r) * row_stride + (column + c) * column_stride].bits) << c % 2 * 16;
                 }
             }
-            *to = v;
+            to[r * CHUNKS] = v;
         }
     }
 }
@@ -202,18 +212,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) matmul_mma(OPERANDS, co
             for (u32 r = 0; r < WARP_M / 16; ++r) {
                 const u32 i = warp_i + r * 16;
 #if A_ROWS_K
-                ldmatrix_x4(fa[r], a_tile + place<A_CHUNKS>(i + lane % 16, k / 8 + lane / 16));
+                ldmatrix_x4(fa[r], a_tile + place<A_CHUNKS>(i, lane % 16, k / 8 + lane / 16));
 #else
-                ldmatrix_x4_trans(fa[r], a_tile + place<A_CHUNKS>(k + lane % 8 + lane / 16 * 8, i / 8 + lane / 8 % 2));
+                ldmatrix_x4_trans(fa[r], a_tile + place<A_CHUNKS>(k, lane % 8 + lane / 16 * 8, i / 8 + lane / 8 % 2));
 #endif
             }
 #pragma unroll
             for (u32 c = 0; c < WARP_N / 16; ++c) {
                 const u32 j = warp_j + c * 16;
 #if B_ROWS_N
-                ldmatrix_x4_trans(fb[c], b_tile + place<B_CHUNKS>(k + lane % 16, j / 8 + lane / 16));
+                ldmatrix_x4_trans(fb[c], b_tile + place<B_CHUNKS>(k, lane % 16, j / 8 + lane / 16));
 #else
-                ldmatrix_x4(fb[c], b_tile + place<B_CHUNKS>(j + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+                ldmatrix_x4(fb[c], b_tile + place<B_CHUNKS>(j, lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
 #endif
             }
 #pragma unroll

@@ -372,6 +372,9 @@ pub struct Caps {
     pub max_grid: [u32; 3],
     /// Smallest and largest width of a subgroup (warp).
     pub subgroup: [u32; 2],
+    /// Multiprocessors, each of which runs a few blocks at a time: how large tiles may be before some have none. Where
+    /// it is not known, those of a small device.
+    pub multiprocessors: u32,
     /// Operands that one launch may bind.
     pub max_operands: u32,
     /// Bytes of one operand that one launch may reach.

@@ -38,10 +38,22 @@ template <> __device__ __forceinline__ bf16 from_f32<bf16>(float x) {
     return y;
 }
 
-// Two floats to one register of two 16-bit elements, `lo` in the low half.
+// Two floats to one register of two 16-bit elements, `lo` in the low half: one instruction where there is one.
 template <typename T> __device__ __forceinline__ u32 pack2(float lo, float hi) {
     return u32(from_f32<T>(lo).bits) | u32(from_f32<T>(hi).bits) << 16;
 }
+#if __CUDA_ARCH__ >= 800
+template <> __device__ __forceinline__ u32 pack2<f16>(float lo, float hi) {
+    u32 y;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
+    return y;
+}
+template <> __device__ __forceinline__ u32 pack2<bf16>(float lo, float hi) {
+    u32 y;
+    asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(y) : "f"(hi), "f"(lo));
+    return y;
+}
+#endif
 
 // 16 bytes at once; the pointer must be 16-byte aligned.
 struct alignas(16) vec16 { u32 w[4]; };

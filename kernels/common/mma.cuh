@@ -41,6 +41,11 @@ __device__ __forceinline__ void cp_async16(void* shared, const void* global, u32
     asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;"
                  :: "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)), "r"(bytes) : "memory");
 }
+// All 16 bytes.
+__device__ __forceinline__ void cp_async16(void* shared, const void* global) {
+    asm volatile("cp.async.cg.shared.global [%0], [%1], 16;"
+                 :: "r"(shared_address(shared)), "l"(__cvta_generic_to_global(global)) : "memory");
+}
 __device__ __forceinline__ void cp_async_commit() { asm volatile("cp.async.commit_group;" ::: "memory"); }
 // Waits until at most N of this thread's newest groups are still under way.
 template <int N> __device__ __forceinline__ void cp_async_wait() {

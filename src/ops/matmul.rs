@@ -265,9 +265,8 @@ fn plan_cuda(op: Matmul, p: &MatmulParams, signature: &Signature, caps: &Caps, a
             || paired(signature, "residual", p.residual_j, [p.residual_b, p.residual_i]));
     let blocks =
         |bm: u32, bn: u32| u64::from(p.batch) * u64::from(p.m.div_ceil(bm)) * u64::from(p.n.div_ceil(bn));
-    // Large tiles reuse more, but only where they are filled, and where there are enough of them for a
-    // device of 40 multiprocessors.
-    let large = p.m > 64 && p.n > 64 && blocks(128, 128) >= 40;
+    // Large tiles reuse more, but only where they are filled, and where there are enough of them for the device.
+    let large = p.m > 64 && p.n > 64 && blocks(128, 128) >= u64::from(caps.multiprocessors);
     let consts = Consts::new()
         .set("ACT", op.activation.tag())
         .set("A_ROWS_K", u32::from(a_rows_k))
@@ -276,8 +275,17 @@ fn plan_cuda(op: Matmul, p: &MatmulParams, signature: &Signature, caps: &Caps, a
         .set("B_VECTOR", u32::from(b_vector))
         .set("PAIRS", u32::from(pairs));
     if dtype != Dtype::F32 && arch >= 80 {
-        // Tiles are square, of 2 bytes an element, three stages of 32 along k.
-        let (side, warps_m, warps_n) = if large { (128, 2, 4) } else { (64, 2, 2) };
+        // Tiles are square, of 2 bytes an element, in three stages along k. Warps of 64 x 64 read least from shared
+        // memory; elements that are brought one by one take more threads. Longer steps wait less often, where two
+        // blocks still fit a multiprocessor.
+        const STAGES: u32 = 3;
+        let bytes = |side: u32, block_k: u32| STAGES * 2 * side * block_k * 2;
+        let longer = 2 * bytes(128, 64) <= caps.shared_bytes;
+        let (side, warps_m, warps_n, block_k) = match (large, a_vector && b_vector) {
+            (true, true) => (128, 2, 2, if longer { 64 } else { 32 }),
+            (true, false) => (128, 2, 4, 32),
+            (false, _) => (64, 2, 2, 32),
+        };
         let threads = 32 * warps_m * warps_n;
         return Ok(Plan {
             entry: MMA,
@@ -285,13 +293,13 @@ fn plan_cuda(op: Matmul, p: &MatmulParams, signature: &Signature, caps: &Caps, a
                 .set("MMA", 1u32)
                 .set("BLOCK_M", side)
                 .set("BLOCK_N", side)
-                .set("BLOCK_K", 32u32)
+                .set("BLOCK_K", block_k)
                 .set("WARPS_M", warps_m)
                 .set("WARPS_N", warps_n)
-                .set("STAGES", 3u32),
+                .set("STAGES", STAGES),
             grid: fold_grid(NAME, blocks(side, side), caps)?,
             block: [threads, 1, 1],
-            shared_bytes: 3 * (side + side) * 32 * 2,
+            shared_bytes: bytes(side, block_k),
         });
     }
     let (side, k, per_thread) = if large { (128u32, 8u32, 8u32) } else { (64, 16, 4) };

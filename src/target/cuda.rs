@@ -537,6 +537,7 @@ fn device_caps(ordinal: usize) -> Result<Caps, DriverError> {
             get(CU_DEVICE_ATTRIBUTE_MAX_GRID_DIM_Z)?,
         ],
         subgroup: [warp, warp],
+        multiprocessors: get(CU_DEVICE_ATTRIBUTE_MULTIPROCESSOR_COUNT)?,
         max_operands: u32::MAX,
         max_binding: u64::MAX,
     })

@@ -12,6 +12,7 @@ pub fn wgsl() -> Vec<Caps> {
         max_block: [256, 256, 64],
         max_grid: [65535; 3],
         subgroup: [1, 1],
+        multiprocessors: 1,
         max_operands: 8,
         max_binding: 128 << 20,
     };
@@ -23,6 +24,7 @@ pub fn wgsl() -> Vec<Caps> {
         max_block: [1024, 1024, 64],
         max_grid: [65535; 3],
         subgroup: [32, 32],
+        multiprocessors: 1,
         max_operands: 32,
         max_binding: 2 << 30,
     };
@@ -50,7 +52,8 @@ pub fn wgsl() -> Vec<Caps> {
 pub const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100a", "120a"];
 
 /// A CUDA device of an architecture (75, 80, ..): limits from the CUDA C++ Programming Guide, "Technical
-/// Specifications per Compute Capability".
+/// Specifications per Compute Capability"; as many multiprocessors as the smallest common ones have, so that small cases
+/// reach large tiles.
 pub fn cuda_for(arch: u32) -> Caps {
     let shared_kib = match arch {
         75 => 64,
@@ -66,6 +69,7 @@ pub fn cuda_for(arch: u32) -> Caps {
         max_block: [1024, 1024, 64],
         max_grid: [i32::MAX as u32, 65535, 65535],
         subgroup: [32, 32],
+        multiprocessors: 20,
         max_operands: u32::MAX,
         max_binding: u64::MAX,
     }

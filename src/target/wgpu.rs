@@ -161,6 +161,7 @@ impl Wgpu {
             ],
             max_grid: [per_axis; 3],
             subgroup: if subgroups { [info.subgroup_min_size, info.subgroup_max_size] } else { [1, 1] },
+            multiprocessors: 1,
             max_operands: limits
                 .max_storage_buffers_per_shader_stage
                 .min(limits.max_bindings_per_bind_group.saturating_sub(uniforms)),
