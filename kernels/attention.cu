@@ -19,30 +19,36 @@
 
 #if MMA
 
-// Tensor cores: 4 warps, each 16 queries; lane numbering as in common/mma.cuh, with g = lane / 4, t = lane % 4:
-// a lane holds rows g and g + 8 of its warp's queries, and there columns 2t, 2t + 1 of each 8.
+// Tensor cores: 4 warps, each ROWS tiles of 16 queries; lane numbering as in common/mma.cuh, with g = lane / 4,
+// t = lane % 4: of each tile a lane holds rows g and g + 8, and there columns 2t, 2t + 1 of each 8.
 //
 //   S: accumulators of N_TILES 8-key columns. Rounded to 16 bits in place they are the A operand of P V,
 //      because accumulator and A fragments have the same rows and columns in a lane: P never leaves registers.
-//   Q: A fragments, loaded once from global memory, kept in registers.
-//   K: B fragments of K^T, which is K row-major: ldmatrix. V: B fragments of V: ldmatrix.trans.
+//   Q: A fragments: loaded once and kept in registers, or, of large heads (Q_SHARED), from shared memory each time.
+//   K: B fragments of K^T, which is K row-major: ldmatrix. V: B fragments of V: ldmatrix.trans. Each serves
+//      ROWS products: with ROWS = 2, shared memory is read half as often, which is what limits ROWS = 1.
 //
-// Consts: HEAD_DIM 16..256, a multiple of 16, elements past p.d are zeros; BLOCK_M 64; BLOCK_N 16, 32 or 64
-//   (speed and shared memory); THREADS 128; KV_VEC: K and V have dense rows of whole 16-byte chunks, copied
-//   by cp.async, otherwise element by element; Q_VEC, OUT_VEC: rows of q, out hold aligned pairs.
+// Consts: HEAD_DIM 16..256, a multiple of 16, elements past p.d are zeros; ROWS 1 or 2; BLOCK_M = 64 ROWS; BLOCK_N 16,
+//   32 or 64 (speed and shared memory); THREADS 128; KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks,
+//   copied by cp.async, otherwise element by element; OUT_VEC: rows of out hold aligned pairs.
 //
-// Shared memory (dynamic), stage s = 0, 1 of tiles of BLOCK_N rows, PITCH = HEAD_DIM + 8 elements a row, so
-// that eight rows at the same column start in different groups of banks and ldmatrix meets no conflict:
+// Shared memory (dynamic), tiles of PITCH = HEAD_DIM + 8 elements a row, so that eight rows at the same column start
+// in different groups of banks and ldmatrix meets no conflict:
 //
-//   [ K stage 0 | V stage 0 | K stage 1 | V stage 1 ]     each BLOCK_N * PITCH elements
+//   [ K stage 0 | V stage 0 | K stage 1 | V stage 1 ]     each BLOCK_N rows
+//   [ Q ]                                                 BLOCK_M rows: behind them if Q_SHARED, else in their place
+//                                                         until its fragments are in registers
 
 #include "common/mma.cuh"
 
 #define PITCH (HEAD_DIM + 8)
 #define TILE (BLOCK_N * PITCH)
+#define Q_TILE (Q_SHARED ? 4 * TILE : 0)
 #define DEPTHS (HEAD_DIM / 16)
 #define O_TILES (HEAD_DIM / 8)
 #define N_TILES (BLOCK_N / 8)
+// 8-key columns multiplied together: all, where Q would be read again for each group.
+#define GROUP (Q_SHARED || N_TILES % 4 != 0 ? N_TILES : 4)
 
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 
@@ -53,42 +59,45 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
-// Brings keys first..first + BLOCK_N of one head to shared memory. What lies outside becomes 0: a weight
-// of 0 times whatever shared memory held could be NaN.
-__device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first, u32 nk, u32 d, u32 s_n, u32 s_d) {
-#if KV_VEC
-    const u32 chunks = HEAD_DIM / 8;
+// Brings tokens first..first + COUNT of one head, of n in all, to shared memory. What lies outside becomes 0: a
+// weight of 0 times whatever shared memory held could be NaN.
+template <u32 COUNT, bool VEC>
+__device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first, u32 n, u32 d, u32 s_n, u32 s_d) {
+    if (VEC) {
+        const u32 chunks = HEAD_DIM / 8, total = COUNT * chunks;
+#pragma unroll 2
+        for (u32 i = 0; i < (total + THREADS - 1) / THREADS; ++i) {
+            const u32 c = threadIdx.x + i * THREADS, row = c / chunks, col = c % chunks * 8;
+            if (total % THREADS != 0 && c >= total) break;
+            const bool inside = first + row < n && col < d;
+            cp_async16(tile + row * PITCH + col, from + (inside ? (first + row) * s_n + col : 0), inside ? 16 : 0);
+        }
+    } else {
+        // Neighbouring threads walk the denser axis.
+        const bool along_d = s_d <= s_n;
 #pragma unroll 4
-    for (u32 c = threadIdx.x; c < BLOCK_N * chunks; c += THREADS) {
-        const u32 row = c / chunks, col = c % chunks * 8;
-        const bool inside = first + row < nk && col < d;
-        cp_async16(tile + row * PITCH + col, from + (inside ? (first + row) * s_n + col : 0), inside ? 16 : 0);
+        for (u32 e = threadIdx.x; e < COUNT * HEAD_DIM; e += THREADS) {
+            const u32 row = along_d ? e / HEAD_DIM : e % COUNT;
+            const u32 col = along_d ? e % HEAD_DIM : e / COUNT;
+            q_t x = {0};
+            if (first + row < n && col < d) x = from[(first + row) * s_n + col * s_d];
+            tile[row * PITCH + col] = x;
+        }
     }
-#else
-    // Neighbouring threads walk the denser axis.
-    const bool along_d = s_d <= s_n;
-#pragma unroll 4
-    for (u32 e = threadIdx.x; e < BLOCK_N * HEAD_DIM; e += THREADS) {
-        const u32 row = along_d ? e / HEAD_DIM : e % BLOCK_N;
-        const u32 col = along_d ? e % HEAD_DIM : e / BLOCK_N;
-        q_t x = {0};
-        if (first + row < nk && col < d) x = from[(first + row) * s_n + col * s_d];
-        tile[row * PITCH + col] = x;
-    }
-#endif
 }
 
-// Elements col and col + 1 of a query, zeros where there are none. col is even.
-__device__ __forceinline__ u32 q_pair(const q_t* q, u32 row, u32 col, const Params& p) {
-    if (row >= p.nq) return 0;
-#if Q_VEC
-    return col < p.d ? *reinterpret_cast<const u32*>(q + row * p.q_n + col) : 0;
-#else
-    const u32 lo = col < p.d ? q[row * p.q_n + col * p.q_d].bits : 0;
-    const u32 hi = col + 1 < p.d ? q[row * p.q_n + (col + 1) * p.q_d].bits : 0;
-    return lo | hi << 16;
-#endif
+// The A fragments of this warp's queries at elements kk * 16 .. kk * 16 + 16. Matrices: rows 0-7 and 8-15, then the
+// same rows 8 elements on.
+__device__ __forceinline__ void load_q(u32 (&qf)[ROWS][4], const q_t* qt, u32 kk) {
+    const u32 lane = threadIdx.x % 32, first = threadIdx.x / 32 * (16 * ROWS);
+#pragma unroll
+    for (u32 r = 0; r < ROWS; ++r) {
+        ldmatrix_x4(qf[r], qt + (first + r * 16 + lane % 16) * PITCH + kk * 16 + lane / 16 * 8);
+    }
 }
+
+// True or false, as a type.
+template <bool B> struct Constant { static const bool value = B; };
 
 __device__ __forceinline__ void store_row(out_t* out, u32 row, u32 col, float x, float y, const Params& p) {
 #if OUT_VEC
@@ -118,38 +127,55 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     if (pair >= p.pairs) return;
     const u32 b = pair / p.heads, h = pair % p.heads;
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const u32 row = block % q_tiles * BLOCK_M + threadIdx.x / 32 * 16 + g;
+    const u32 first_q = block % q_tiles * BLOCK_M;
     q += b * p.q_b + h * p.q_h;
     k += b * p.k_b + h * p.k_h;
     v += b * p.v_b + h * p.v_h;
     out += b * p.out_b + h * p.out_h;
 
+    const float scale = fabsf(p.scale_log2e);
+    q_t* const qt = tiles + Q_TILE;
+    load_tile<BLOCK_M, Q_VEC>(qt, q, first_q, p.nq, p.d, p.q_n, p.q_d);
+    cp_async_commit();
+    cp_async_wait<0>();
+    __syncthreads();  // the tile of Q is complete for all warps
+    // The maximum is taken over unscaled scores, which a negative scale would turn upside down: its sign goes to Q,
+    // where flipping it is exact.
+    if (p.scale_log2e < 0.0f) {
+        for (u32 e = threadIdx.x; e < BLOCK_M * HEAD_DIM / 2; e += THREADS) {
+            const u32 row = e / (HEAD_DIM / 2), col = e % (HEAD_DIM / 2) * 2;
+            *reinterpret_cast<u32*>(qt + row * PITCH + col) ^= 0x80008000u;
+        }
+        __syncthreads();  // every sign is flipped before fragments are read
+    }
+#if !Q_SHARED
+    u32 qf[DEPTHS][ROWS][4];
+#pragma unroll
+    for (u32 kk = 0; kk < DEPTHS; ++kk) load_q(qf[kk], qt, kk);
+    __syncthreads();  // all have it in registers: its place is free
+#endif
+
     const u32 steps = (p.nk + BLOCK_N - 1) / BLOCK_N;
     if (steps > 0) {
-        load_tile(tiles, k, 0, p.nk, p.d, p.k_n, p.k_d);
-        load_tile(tiles + TILE, v, 0, p.nk, p.d, p.v_n, p.v_d);
+        load_tile<BLOCK_N, KV_VEC>(tiles, k, 0, p.nk, p.d, p.k_n, p.k_d);
+        load_tile<BLOCK_N, KV_VEC>(tiles + TILE, v, 0, p.nk, p.d, p.v_n, p.v_d);
         cp_async_commit();
     }
 
-    // The maximum is taken over unscaled scores, which a negative scale would turn upside down: its sign
-    // goes to Q, where flipping it is exact.
-    const float scale = fabsf(p.scale_log2e);
-    const u32 sign = p.scale_log2e < 0.0f ? 0x80008000u : 0u;
-    u32 qf[DEPTHS][4];
+    float o[ROWS][O_TILES][4];
+    // Of rows g and g + 8. The sums are this lane's own columns until the end: alpha is the same for all.
+    float m[ROWS][2], l[ROWS][2];
 #pragma unroll
-    for (u32 kk = 0; kk < DEPTHS; ++kk) {
+    for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
-        for (u32 i = 0; i < 4; ++i) qf[kk][i] = q_pair(q, row + i % 2 * 8, kk * 16 + i / 2 * 8 + 2 * t, p) ^ sign;
+        for (u32 j = 0; j < O_TILES; ++j) o[r][j][0] = o[r][j][1] = o[r][j][2] = o[r][j][3] = 0.0f;
+        m[r][0] = m[r][1] = NEGATIVE_INFINITY;
+        l[r][0] = l[r][1] = 0.0f;
     }
 
-    float o[O_TILES][4];
-#pragma unroll
-    for (u32 j = 0; j < O_TILES; ++j) o[j][0] = o[j][1] = o[j][2] = o[j][3] = 0.0f;
-    // Of rows g and g + 8. The sums are this lane's own columns until the end: alpha is the same for all.
-    float m[2] = {NEGATIVE_INFINITY, NEGATIVE_INFINITY};
-    float l[2] = {0.0f, 0.0f};
-
-    for (u32 step = 0; step < steps; ++step) {
+    // One tile of keys. Whether it may reach past the last key is known at compile time: tests of every score would
+    // keep the compiler from overlapping the products with the softmax.
+    const auto advance = [&](u32 step, auto ragged) {
         q_t* const kt = tiles + step % 2 * 2 * TILE;
         q_t* const vt = kt + TILE;
         cp_async_wait<0>();
@@ -158,86 +184,111 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
         if (step + 1 < steps) {
             q_t* const next = tiles + (step + 1) % 2 * 2 * TILE;
             const u32 first = (step + 1) * BLOCK_N;
-            load_tile(next, k, first, p.nk, p.d, p.k_n, p.k_d);
-            load_tile(next + TILE, v, first, p.nk, p.d, p.v_n, p.v_d);
+            load_tile<BLOCK_N, KV_VEC>(next, k, first, p.nk, p.d, p.k_n, p.k_d);
+            load_tile<BLOCK_N, KV_VEC>(next + TILE, v, first, p.nk, p.d, p.v_n, p.v_d);
             cp_async_commit();
         }
 
-        float s[N_TILES][4];
+        // Columns come in groups, so that those of the first are compared while the next are multiplied.
+        float s[ROWS][N_TILES][4] = {};
 #pragma unroll
-        for (u32 j = 0; j < N_TILES; ++j) s[j][0] = s[j][1] = s[j][2] = s[j][3] = 0.0f;
+        for (u32 j0 = 0; j0 < N_TILES; j0 += GROUP) {
 #pragma unroll
-        for (u32 kk = 0; kk < DEPTHS; ++kk) {
+            for (u32 kk = 0; kk < DEPTHS; ++kk) {
+#if Q_SHARED
+                u32 a[ROWS][4];
+                load_q(a, qt, kk);
+#else
+                const u32(&a)[ROWS][4] = qf[kk];
+#endif
 #pragma unroll
-            for (u32 j = 0; j < N_TILES; j += 2) {
-                // Matrices: keys 0-7 and 8-15 of 16, elements 0-7 and 8-15 of each.
-                u32 r[4];
-                ldmatrix_x4(r, kt + (j * 8 + lane / 16 * 8 + lane % 8) * PITCH + kk * 16 + lane / 8 % 2 * 8);
-                const u32 lo[2] = {r[0], r[1]}, hi[2] = {r[2], r[3]};
-                mma16816(s[j], qf[kk], lo, q_t());
-                mma16816(s[j + 1], qf[kk], hi, q_t());
+                for (u32 j = j0; j < j0 + GROUP; j += 2) {
+                    // Matrices: keys 0-7 and 8-15 of 16, elements 0-7 and 8-15 of each.
+                    u32 x[4];
+                    ldmatrix_x4(x, kt + (j * 8 + lane / 16 * 8 + lane % 8) * PITCH + kk * 16 + lane / 8 % 2 * 8);
+                    const u32 lo[2] = {x[0], x[1]}, hi[2] = {x[2], x[3]};
+#pragma unroll
+                    for (u32 r = 0; r < ROWS; ++r) {
+                        mma16816(s[r][j], a[r], lo, q_t());
+                        mma16816(s[r][j + 1], a[r], hi, q_t());
+                    }
+                }
             }
         }
-        if ((step + 1) * BLOCK_N > p.nk) {
+        if (ragged.value) {
 #pragma unroll
-            for (u32 j = 0; j < N_TILES; ++j) {
+            for (u32 e = 0; e < N_TILES * 4; ++e) {
+                if (step * BLOCK_N + e / 4 * 8 + 2 * t + e % 2 >= p.nk) {
 #pragma unroll
-                for (u32 i = 0; i < 4; ++i) {
-                    if (step * BLOCK_N + j * 8 + 2 * t + i % 2 >= p.nk) s[j][i] = NEGATIVE_INFINITY;
+                    for (u32 r = 0; r < ROWS; ++r) s[r][e / 4][e % 4] = NEGATIVE_INFINITY;
                 }
             }
         }
 
 #pragma unroll
-        for (u32 half = 0; half < 2; ++half) {
-            float top = NEGATIVE_INFINITY;
+        for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
-            for (u32 j = 0; j < N_TILES; ++j) top = fmaxf(top, fmaxf(s[j][2 * half], s[j][2 * half + 1]));
-            const float m_new = fmaxf(m[half], quad_max(top) * scale);
-            const float alpha = exp2_approx(m[half] - m_new);
-            m[half] = m_new;
-            float sum = 0.0f;
+            for (u32 half = 0; half < 2; ++half) {
+                float top = NEGATIVE_INFINITY;
 #pragma unroll
-            for (u32 j = 0; j < N_TILES; ++j) {
+                for (u32 j = 0; j < N_TILES; ++j) top = fmaxf(top, fmaxf(s[r][j][2 * half], s[r][j][2 * half + 1]));
+                const float m_new = fmaxf(m[r][half], quad_max(top) * scale);
+                const float alpha = exp2_approx(m[r][half] - m_new);
+                m[r][half] = m_new;
+                l[r][half] *= alpha;
 #pragma unroll
-                for (u32 i = 2 * half; i < 2 * half + 2; ++i) {
-                    s[j][i] = exp2_approx(fmaf(s[j][i], scale, -m_new));
-                    sum += s[j][i];
+                for (u32 j = 0; j < O_TILES; ++j) {
+                    o[r][j][2 * half] *= alpha;
+                    o[r][j][2 * half + 1] *= alpha;
                 }
-            }
-            l[half] = l[half] * alpha + sum;
-#pragma unroll
-            for (u32 j = 0; j < O_TILES; ++j) {
-                o[j][2 * half] *= alpha;
-                o[j][2 * half + 1] *= alpha;
             }
         }
 
+        // 16 keys at a time are exponentiated and multiplied: the exponentials of the next overlap with the products.
 #pragma unroll
         for (u32 kk = 0; kk < BLOCK_N / 16; ++kk) {
-            const float(&s0)[4] = s[2 * kk], (&s1)[4] = s[2 * kk + 1];
-            const u32 pf[4] = {pack2<q_t>(s0[0], s0[1]), pack2<q_t>(s0[2], s0[3]), pack2<q_t>(s1[0], s1[1]),
-                               pack2<q_t>(s1[2], s1[3])};
+            u32 pf[ROWS][4];
+#pragma unroll
+            for (u32 r = 0; r < ROWS; ++r) {
+#pragma unroll
+                for (u32 i = 0; i < 4; ++i) {
+                    const float* pair = s[r][2 * kk + i / 2] + i % 2 * 2;
+                    const float x = exp2_approx(fmaf(pair[0], scale, -m[r][i % 2]));
+                    const float y = exp2_approx(fmaf(pair[1], scale, -m[r][i % 2]));
+                    l[r][i % 2] += x + y;
+                    pf[r][i] = pack2<q_t>(x, y);
+                }
+            }
 #pragma unroll
             for (u32 j = 0; j < O_TILES; j += 2) {
                 // Matrices: keys 0-7 and 8-15 of 16, then the same keys 8 elements on; transposed on the way.
-                u32 r[4];
-                ldmatrix_x4_trans(r, vt + (kk * 16 + lane % 16) * PITCH + j * 8 + lane / 16 * 8);
-                const u32 lo[2] = {r[0], r[1]}, hi[2] = {r[2], r[3]};
-                mma16816(o[j], pf, lo, q_t());
-                mma16816(o[j + 1], pf, hi, q_t());
+                u32 x[4];
+                ldmatrix_x4_trans(x, vt + (kk * 16 + lane % 16) * PITCH + j * 8 + lane / 16 * 8);
+                const u32 lo[2] = {x[0], x[1]}, hi[2] = {x[2], x[3]};
+#pragma unroll
+                for (u32 r = 0; r < ROWS; ++r) {
+                    mma16816(o[r][j], pf[r], lo, q_t());
+                    mma16816(o[r][j + 1], pf[r], hi, q_t());
+                }
             }
         }
-    }
+    };
+    const u32 whole = p.nk / BLOCK_N;
+    for (u32 step = 0; step < whole; ++step) advance(step, Constant<false>());
+    if (whole < steps) advance(whole, Constant<true>());
 
 #pragma unroll
-    for (u32 half = 0; half < 2; ++half) {
-        const float sum = quad_sum(l[half]);
-        const float scale_out = p.nk > 0 ? 1.0f / sum : 0.0f;
-        if (row + 8 * half >= p.nq) continue;
+    for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
-        for (u32 j = 0; j < O_TILES; ++j) {
-            store_row(out, row + 8 * half, j * 8 + 2 * t, o[j][2 * half] * scale_out, o[j][2 * half + 1] * scale_out, p);
+        for (u32 half = 0; half < 2; ++half) {
+            const float sum = quad_sum(l[r][half]);
+            const float scale_out = p.nk > 0 ? 1.0f / sum : 0.0f;
+            const u32 row = first_q + (threadIdx.x / 32 * ROWS + r) * 16 + g + 8 * half;
+            if (row >= p.nq) continue;
+#pragma unroll
+            for (u32 j = 0; j < O_TILES; ++j) {
+                store_row(out, row, j * 8 + 2 * t, o[r][j][2 * half] * scale_out, o[r][j][2 * half + 1] * scale_out, p);
+            }
         }
     }
 }

@@ -164,7 +164,7 @@ impl Verified for Attention {
             add([1, 1, nq, nk, 32], heads);
         }
         // Every kind of head: odd, not a multiple of 8, of 16, of 32; the largest.
-        for d in [1, 2, 7, 8, 16, 24, 40, 64, 72, 80, 96, 128, 160, 200, 256] {
+        for d in [1, 2, 7, 8, 16, 24, 40, 64, 72, 80, 96, 128, 160, 200, 256, 300, 512] {
             add([1, 2, 19, 35, d], heads);
         }
         for lay in Lay::ALL {
@@ -184,6 +184,23 @@ impl Verified for Attention {
             add(sizes, heads);
         }
         add([1, 2, 66, 0, 40], Lay::ALL[4]);
+        // Blocks enough that a warp of CUDA takes two tiles of queries: heads whose queries it keeps in registers, and
+        // larger ones; whole tiles of keys and ragged ones.
+        for (nk, d, lay) in [
+            (128, 32, 0),
+            (49, 40, 1),
+            (70, 64, 0),
+            (65, 64, 2),
+            (70, 80, 3),
+            (64, 96, 5),
+            (49, 112, 0),
+            (70, 128, 0),
+            (33, 128, 2),
+        ] {
+            add([5, 8, 66, nk, d], Lay::ALL[lay]);
+        }
+        let negative = Self { softmax_scale: -0.75 };
+        all.push(case(negative, dtype, [5, 8, 66, 40, 72], heads, "scale-negative", normal()));
         for (name, op, fills) in extremes(dtype, 70, 32) {
             all.push(case(op, dtype, [1, 1, 20, 70, 32], heads, name, fills));
         }

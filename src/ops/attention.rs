@@ -12,7 +12,7 @@ use crate::view::View;
 /// tile at a time, never as an `nq` by `nk` matrix. Scores of any finite size are safe: each is compared
 /// with the largest before it is exponentiated. With no keys (`nk == 0`) the result is 0.
 ///
-/// Kernels for GPUs take heads of at most 256 elements; the CPU takes any.
+/// Kernels for GPUs take heads of at most 512 elements; the CPU takes any.
 ///
 /// ```
 /// use advect::{Cpu, View, ops::{Attention, AttentionArgs}};
@@ -112,13 +112,12 @@ crate::params! {
 const NAME: &str = "attention";
 
 /// The largest head of the GPU kernels: their accumulators live in registers.
-const MAX_HEAD_DIM: u32 = 256;
+const MAX_HEAD_DIM: u32 = 512;
+/// The largest of the tensor-core kernel; beyond it the tiled one serves 16-bit dtypes too.
+const MMA_MAX_HEAD_DIM: u32 = 256;
 
-/// Queries of a block, in every GPU kernel.
+/// Queries of a block, in every GPU kernel, or half of them.
 const BLOCK_M: u32 = 64;
-
-/// Dynamic shared memory that a CUDA block gets without asking, and more than which costs occupancy.
-const SHARED_DEFAULT: u32 = 48 << 10;
 
 // SAFETY: every kernel stays inside the extents of its operands: the cross-check runs each of them between
 // fences of NaN, and on a simulator that checks every access.
@@ -185,13 +184,13 @@ unsafe impl Op for Attention {
                 target: caps.name.clone(),
             });
         }
-        let blocks = u64::from(p.pairs) * u64::from(p.nq.div_ceil(BLOCK_M)) * u64::from(p.d.min(1));
-        let grid = fold_grid(NAME, blocks, caps)?;
         match caps.language {
-            Language::Cuda { arch } if arch >= 80 && signature.dtype("q") != Dtype::F32 => {
-                mma(p, signature, caps, grid)
+            Language::Cuda { arch }
+                if arch >= 80 && signature.dtype("q") != Dtype::F32 && p.d <= MMA_MAX_HEAD_DIM =>
+            {
+                mma(p, signature, caps, arch)
             }
-            Language::Cuda { .. } => tile(p, caps, grid, Consts::new().set("MMA", 0u32), 4),
+            Language::Cuda { .. } => tile(p, caps, Consts::new().set("MMA", 0u32), 4),
             Language::Wgsl { f16, subgroups, .. } => {
                 let half = f16 && signature.dtype("q") == Dtype::F16;
                 // Lanes of a subgroup that share a row: 16 threads hold one.
@@ -202,7 +201,7 @@ unsafe impl Op for Attention {
                     .set("LANES", lanes)
                     .set("SHUFFLE", u32::from(lanes > 1))
                     .set("ACROSS", u32::from(lanes < 16));
-                tile(p, caps, grid, consts, if half { 2 } else { 4 })
+                tile(p, caps, consts, if half { 2 } else { 4 })
             }
         }
     }
@@ -230,48 +229,70 @@ unsafe impl Op for Attention {
     }
 }
 
-/// The tensor-core kernel: 4 warps of 16 queries; K and V double-buffered in shared memory.
-fn mma(p: &AttentionParams, signature: &Signature, caps: &Caps, grid: [u32; 3]) -> Result<Plan> {
+/// The tensor-core kernel: 4 warps, each of one or two tiles of 16 queries; K and V double-buffered in shared memory.
+fn mma(p: &AttentionParams, signature: &Signature, caps: &Caps, arch: u32) -> Result<Plan> {
     let head_dim = p.d.next_multiple_of(16);
-    // K and V, two stages each, rows padded by 16 bytes.
-    let shared = |block_n: u32| 2 * 2 * block_n * (head_dim + 8) * 2;
-    let limit = SHARED_DEFAULT.min(caps.shared_bytes);
-    let block_n = if shared(64) <= limit {
-        64
-    } else if shared(32) <= caps.shared_bytes {
-        32
-    } else {
-        16
+    // Two tiles a warp halve what is read from shared memory, where there are registers for the result, queries for
+    // both tiles and blocks for a large device.
+    let enough = p.nq > BLOCK_M && blocks(p, 2 * BLOCK_M) >= u64::from(caps.multiprocessors);
+    let rows = if head_dim <= 128 && enough { 2 } else { 1 };
+    // Of larger heads the queries of two tiles take too many registers beside those of the result.
+    let q_shared = rows == 2 && head_dim > 64;
+    // K and V, two stages each, and Q; rows padded by 16 bytes.
+    let shared = |block_n: u32| {
+        let (keys, queries) = (4 * block_n, rows * BLOCK_M);
+        let tokens = if q_shared { keys + queries } else { keys.max(queries) };
+        tokens * (head_dim + 8) * 2
     };
-    fits(caps, shared(block_n), 128)?;
     // Copies of 16 bytes need rows that are dense and start at multiples of 8 elements; pairs, of 2.
     let dense = |name, d_stride: u32, strides: [u32; 3], unit: u32| {
-        d_stride == 1
+        let fits = d_stride == 1
             && [p.d].iter().chain(&strides).all(|s| s % unit == 0)
-            && signature.align(name) >= unit * signature.dtype("q").size() as u32
+            && signature.align(name) >= unit * signature.dtype("q").size() as u32;
+        u32::from(fits)
     };
-    let rows_of_16_bytes =
-        dense("k", p.k_d, [p.k_b, p.k_h, p.k_n], 8) && dense("v", p.v_d, [p.v_b, p.v_h, p.v_n], 8);
+    let k_vec = dense("k", p.k_d, [p.k_b, p.k_h, p.k_n], 8);
+    let v_vec = dense("v", p.v_d, [p.v_b, p.v_h, p.v_n], 8);
+    // The longest tile of keys of which a multiprocessor holds two blocks: its shared memory is a little more than
+    // what one block may have, and a thread's part of result, scores and queries has to leave registers for the rest.
+    let registers =
+        |block_n: u32| rows * ((head_dim + block_n) / 2 + if q_shared { 0 } else { head_dim / 4 });
+    let limit = match (k_vec & v_vec, head_dim) {
+        (0, _) => 144,
+        (_, 128) if arch < 120 => 176,
+        _ => 160,
+    };
+    let twice = |&block_n: &u32| 2 * shared(block_n) <= caps.shared_bytes && registers(block_n) <= limit;
+    let block_n =
+        [64, 48, 32].into_iter().find(twice).unwrap_or(if shared(32) <= caps.shared_bytes { 32 } else { 16 });
+    fits(caps, shared(block_n), 128)?;
     Ok(Plan {
         entry: "attention_mma",
         consts: Consts::new()
             .set("MMA", 1u32)
             .set("HEAD_DIM", head_dim)
-            .set("BLOCK_M", BLOCK_M)
+            .set("ROWS", rows)
+            .set("BLOCK_M", rows * BLOCK_M)
             .set("BLOCK_N", block_n)
             .set("THREADS", 128u32)
-            .set("KV_VEC", u32::from(rows_of_16_bytes))
-            .set("Q_VEC", u32::from(dense("q", p.q_d, [p.q_b, p.q_h, p.q_n], 2)))
-            .set("OUT_VEC", u32::from(dense("out", p.out_d, [p.out_b, p.out_h, p.out_n], 2))),
-        grid,
+            .set("Q_SHARED", u32::from(q_shared))
+            .set("KV_VEC", k_vec & v_vec)
+            .set("Q_VEC", dense("q", p.q_d, [p.q_b, p.q_h, p.q_n], 8))
+            .set("OUT_VEC", dense("out", p.out_d, [p.out_b, p.out_h, p.out_n], 2)),
+        grid: fold_grid(NAME, blocks(p, rows * BLOCK_M), caps)?,
         block: [128, 1, 1],
         shared_bytes: shared(block_n),
     })
 }
 
+/// Blocks of `block_m` queries each.
+fn blocks(p: &AttentionParams, block_m: u32) -> u64 {
+    u64::from(p.pairs) * u64::from(p.nq.div_ceil(block_m)) * u64::from(p.d.min(1))
+}
+
 /// The register-tiled f32 kernel of CUDA and WGSL: 16 x 16 threads, each 4 queries by `BLOCK_N / 16` keys.
 /// `element` is the size of a tile's elements.
-fn tile(p: &AttentionParams, caps: &Caps, grid: [u32; 3], consts: Consts, element: u32) -> Result<Plan> {
+fn tile(p: &AttentionParams, caps: &Caps, consts: Consts, element: u32) -> Result<Plan> {
     const THREADS: u32 = 256;
     let chunks = p.d.div_ceil(TILE_COLS);
     let shared = |block_n: u32| {
@@ -292,7 +313,7 @@ fn tile(p: &AttentionParams, caps: &Caps, grid: [u32; 3], consts: Consts, elemen
             .set("COLS", TILE_COLS)
             .set("CHUNKS", chunks)
             .set("THREADS", THREADS),
-        grid,
+        grid: fold_grid(NAME, blocks(p, BLOCK_M), caps)?,
         block: [THREADS, 1, 1],
         shared_bytes: shared(block_n),
     })
