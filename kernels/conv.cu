@@ -9,8 +9,8 @@
 //
 // conv_mma and conv_tile are implicit matrix products, one for each group (Chetlur et al. 2014,
 // arXiv:1410.0759): rows are the pixels of out (m: n, y, x), columns the output channels of the group, and
-// the sum runs over k = (i, j, c), c fastest. A block makes one BLOCK_M x BLOCK_N tile; along k the factors
-// come through shared memory, BLOCK_K at a time, and the unfolded image exists nowhere else:
+// the sum runs over k = (block of channels, i, j, c), c fastest. A block makes one BLOCK_M x BLOCK_N tile;
+// along k the factors come through shared memory, BLOCK_K at a time, and the unfolded image exists nowhere else:
 //
 //                 weight +---------+  BLOCK_K
 //        BLOCK_K         |         |
@@ -24,7 +24,8 @@
 // tiles is filled by cp.async while the oldest pair is multiplied; taps on padding are filled with zeros
 // by its size operand. Tiles are [m][k] and [n][k], made of 16-byte chunks of 8 channels; chunk c of row r is
 // at c ^ (r / 2 % 4), so that the eight rows that ldmatrix reads at once fall on different banks. Where
-// channels are not dense or not aligned, a chunk is gathered element by element instead.
+// channels are not dense or not aligned, a chunk is gathered element by element instead, while the step before is
+// multiplied.
 //
 //   shared: STAGES x { x_tile, weight_tile },  (BLOCK_M + BLOCK_N) * BLOCK_K * 2 bytes a stage
 //
@@ -42,8 +43,8 @@
 // along columns, WEIGHT_ALONG_K 0|1: weight is denser along input than along output channels (speed only).
 // PAIRS 0|1: out is dense along channels and every even channel starts at a two-element boundary.
 //   MMA 1: BLOCK_M = WARPS_M * 16s, BLOCK_N = WARPS_N * 16s, both dividing the number of threads; BLOCK_K 32;
-//          STAGES 2..; X_VECTOR, WEIGHT_VECTOR 0|1: chunks of 8 input channels are dense, start at 16-byte
-//          boundaries and lie in one tap
+//          STAGES 2..; TAP_CHUNKS 0|1: chunks of 8 input channels lie in one tap; X_VECTOR, WEIGHT_VECTOR 0|1: they
+//          are also dense and start at 16-byte boundaries
 //   MMA 0: BLOCK_M / THREAD_M * BLOCK_N / THREAD_N = 256, THREAD_M and THREAD_N 4|8, BLOCK_K 8
 //   TILED 0: THREADS 32..1024, CHANNELS_LAST 0|1: neighbours walk output channels, else columns (speed only)
 
@@ -69,6 +70,9 @@ __device__ __forceinline__ float finish(const bias_t* bias, const sample_bias_t*
 
 #if TILED
 
+// Of the gathers in 16 bits, whose weights are far apart in memory. In 32 bits the registers would cost a block.
+const u32 CHANNELS = MMA ? 32 : 0;
+
 // Which tile this block makes: tiles of one row of tiles are neighbours, so that blocks which run together
 // see the same pixels.
 struct Tile { u32 group, m0, n0, pixels; };
@@ -81,44 +85,52 @@ __device__ __forceinline__ Tile this_tile(const Params& p) {
     return {block / (tiles_m * tiles_n), block / tiles_n % tiles_m * BLOCK_M, block % tiles_n * BLOCK_N, pixels};
 }
 
-// Where a pixel's window starts: its sample and group in x, and the row and column of its first tap. Rows
-// and columns above or left of the image wrap round to very large numbers. Past the last pixel there is
-// no row inside.
+// Where a pixel's window starts: its first tap's position in x, row and column. Rows and columns above or left of the
+// image wrap round to very large numbers, and the position with them: it comes right again with a tap inside. Past the
+// last pixel there is no row inside.
 struct Window { u32 at, row, column; };
 
 __device__ __forceinline__ Window window_of(const Params& p, const Tile& tile, u32 m) {
     const u32 y = m / p.ow % p.oh, x = m % p.ow;
-    return {m / p.ow / p.oh * p.x_n + tile.group * p.c_in * p.x_c,
-            m < tile.pixels ? y * p.stride_h - p.pad_h : 0x80000000u, x * p.stride_w - p.pad_w};
+    const u32 row = y * p.stride_h - p.pad_h, column = x * p.stride_w - p.pad_w;
+    return {m / p.ow / p.oh * p.x_n + tile.group * p.c_in * p.x_c + row * p.x_h + column * p.x_w,
+            m < tile.pixels ? row : 0x80000000u, column};
 }
 
-// A step of the sum: channel, window row, window column. Past the last one i == kh.
+// A step of the sum: channel, window row, window column. With CHANNELS, the sum takes as many channels through all taps
+// before the next, so that what the taps share is still in the cache; without, all of them. Past the last i == kh.
 struct Tap {
-    u32 c, i, j;
+    u32 c, end, i, j;
 
     __device__ __forceinline__ void advance(const Params& p, u32 by) {
         c += by;
-        while (c >= p.c_in && i < p.kh) {
-            c -= p.c_in;
+        while (c >= end && i < p.kh) {
+            const u32 first = CHANNELS ? (end - 1) / CHANNELS * CHANNELS : 0;
             if (++j == p.kw) {
                 j = 0;
                 ++i;
+            }
+            if (i < p.kh) {
+                c -= end - first;
+            } else if (CHANNELS && end < p.c_in) {
+                i = 0;
+                end = min(end + CHANNELS, p.c_in);
             }
         }
     }
 };
 
 __device__ __forceinline__ Tap tap_at(const Params& p, u32 k) {
-    Tap tap = {0, 0, 0};
+    Tap tap = {0, CHANNELS ? min(CHANNELS, p.c_in) : p.c_in, 0, 0};
     tap.advance(p, k);
     return tap;
 }
 
 // Whether the tap is inside the image, and its position in x.
 __device__ __forceinline__ bool inside(const Params& p, const Window& window, const Tap& tap, u32& at) {
-    const u32 row = window.row + tap.i * p.dilation_h, column = window.column + tap.j * p.dilation_w;
-    at = window.at + tap.c * p.x_c + row * p.x_h + column * p.x_w;
-    return tap.i < p.kh && row < p.h && column < p.w;
+    const u32 down = tap.i * p.dilation_h, right = tap.j * p.dilation_w;
+    at = window.at + (tap.c * p.x_c + down * p.x_h + right * p.x_w);
+    return tap.i < p.kh && window.row + down < p.h && window.column + right < p.w;
 }
 
 // The same for output channel n of the group, in weight.
@@ -165,7 +177,10 @@ const u32 WARP_N = BLOCK_N / WARPS_N;
 const u32 CHUNKS = BLOCK_K / 8;
 const u32 STAGE = (BLOCK_M + BLOCK_N) * CHUNKS;
 
-__device__ __forceinline__ u32 place(u32 row, u32 chunk) { return row * CHUNKS + (chunk ^ (row / 2 % 4)); }
+// Where chunk `chunk` of row `first + row` lies; `first` is a multiple of 8, so that it says nothing about the banks.
+__device__ __forceinline__ u32 place(u32 first, u32 row, u32 chunk) {
+    return (first + row) * CHUNKS + (chunk ^ (row / 2 % 4));
+}
 
 // How the threads share the chunks of a tile of ROWS rows: neighbours walk the chunks of a row (ALONG_K) or
 // the rows; this thread's e-th chunk is `chunk(e)` of row `row(e)`.
@@ -182,16 +197,24 @@ template <u32 ROWS, bool ALONG_K> struct Share {
     }
 };
 
-// Eight elements from their positions, one by one; those outside are 0.
+// Eight steps of the sum, gathered one by one; those outside are 0.
 template <typename T, typename At>
-__device__ __forceinline__ vec16 gather(const T* from, const Params& p, const At& at, Tap tap) {
+__device__ __forceinline__ vec16 gather(const T* from, const Params& p, const At& at, Tap tap, u32 stride) {
     vec16 v = {};
+    u32 index;
+#if TAP_CHUNKS
+    // All eight are channels of one tap.
+    if (at(tap, index)) {
+#pragma unroll
+        for (u32 c = 0; c < 8; ++c) v.w[c / 2] |= u32(from[index + c * stride].bits) << c % 2 * 16;
+    }
+#else
 #pragma unroll
     for (u32 c = 0; c < 8; ++c) {
-        u32 index;
         if (at(tap, index)) v.w[c / 2] |= u32(from[index].bits) << c % 2 * 16;
         tap.advance(p, 1);
     }
+#endif
     return v;
 }
 
@@ -208,7 +231,9 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(OPERANDS, const P
     for (u32 e = 0; e < XShare::OWN; ++e) windows[e] = window_of(p, tile, tile.m0 + XShare::row(e));
     Tap x_tap = tap_at(p, XShare::chunk(0) * 8), weight_tap = tap_at(p, WeightShare::chunk(0) * 8);
 
-    // Fetches the tiles of the next step; steps come in order.
+    // Fetches the tiles of the next step; steps come in order. What cannot be copied is gathered to registers, and put
+    // into its tile when the products of the step have given it time to come.
+    vec16 next_x[XShare::COUNT], next_weight[WeightShare::COUNT];
     const auto fetch = [&](u32 step) {
         vec16* x_tile = ring + step % STAGES * STAGE;
         vec16* weight_tile = x_tile + BLOCK_M * CHUNKS;
@@ -216,13 +241,13 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(OPERANDS, const P
 #pragma unroll
         for (u32 e = 0; e < XShare::COUNT; ++e) {
             const Window& window = windows[e % XShare::OWN];
-            vec16* to = x_tile + place(XShare::row(e), XShare::chunk(e));
 #if X_VECTOR
             u32 at;
             const bool is_inside = inside(p, window, tap, at);
-            cp_async16(to, is_inside ? x + at : x, is_inside ? 16 : 0);
+            cp_async16(x_tile + place(0, XShare::row(e), XShare::chunk(e)), is_inside ? x + at : x, is_inside ? 16 : 0);
 #else
-            *to = gather(x, p, [&](const Tap& tap, u32& at) { return inside(p, window, tap, at); }, tap);
+            const auto of = [&](const Tap& tap, u32& at) { return inside(p, window, tap, at); };
+            next_x[e] = gather(x, p, of, tap, p.x_c);
             if (e + 1 < XShare::COUNT) tap.advance(p, (XShare::chunk(e + 1) - XShare::chunk(e)) * 8);
 #endif
         }
@@ -230,18 +255,31 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(OPERANDS, const P
 #pragma unroll
         for (u32 e = 0; e < WeightShare::COUNT; ++e) {
             const u32 n = tile.n0 + WeightShare::row(e);
-            vec16* to = weight_tile + place(WeightShare::row(e), WeightShare::chunk(e));
 #if WEIGHT_VECTOR
             u32 at;
             const bool is_inside = inside(p, tile, n, tap, at);
-            cp_async16(to, is_inside ? weight + at : weight, is_inside ? 16 : 0);
+            cp_async16(weight_tile + place(0, WeightShare::row(e), WeightShare::chunk(e)),
+                       is_inside ? weight + at : weight, is_inside ? 16 : 0);
 #else
-            *to = gather(weight, p, [&](const Tap& tap, u32& at) { return inside(p, tile, n, tap, at); }, tap);
+            const auto of = [&](const Tap& tap, u32& at) { return inside(p, tile, n, tap, at); };
+            next_weight[e] = gather(weight, p, of, tap, p.weight_c);
             if (e + 1 < WeightShare::COUNT) tap.advance(p, (WeightShare::chunk(e + 1) - WeightShare::chunk(e)) * 8);
 #endif
         }
         x_tap.advance(p, BLOCK_K);
         weight_tap.advance(p, BLOCK_K);
+    };
+    const auto put = [&](u32 step) {
+        vec16* x_tile = ring + step % STAGES * STAGE;
+        vec16* weight_tile = x_tile + BLOCK_M * CHUNKS;
+#pragma unroll
+        for (u32 e = 0; e < XShare::COUNT && !X_VECTOR; ++e) {
+            x_tile[place(0, XShare::row(e), XShare::chunk(e))] = next_x[e];
+        }
+#pragma unroll
+        for (u32 e = 0; e < WeightShare::COUNT && !WEIGHT_VECTOR; ++e) {
+            weight_tile[place(0, WeightShare::row(e), WeightShare::chunk(e))] = next_weight[e];
+        }
     };
 
     const u32 lane = threadIdx.x % 32, warp = threadIdx.x / 32;
@@ -252,7 +290,10 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(OPERANDS, const P
     // under way is always the same.
 #pragma unroll
     for (u32 s = 0; s < STAGES - 1; ++s) {
-        if (s < steps) fetch(s);
+        if (s < steps) {
+            fetch(s);
+            put(s);
+        }
         cp_async_commit();
     }
     for (u32 step = 0; step < steps; ++step) {
@@ -270,11 +311,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(OPERANDS, const P
             u32 fa[WARP_M / 16][4], fb[WARP_N / 16][4];
 #pragma unroll
             for (u32 r = 0; r < WARP_M / 16; ++r) {
-                ldmatrix_x4(fa[r], x_tile + place(warp_m + r * 16 + lane % 16, k / 8 + lane / 16));
+                ldmatrix_x4(fa[r], x_tile + place(warp_m + r * 16, lane % 16, k / 8 + lane / 16));
             }
 #pragma unroll
             for (u32 c = 0; c < WARP_N / 16; ++c) {
-                ldmatrix_x4(fb[c], weight_tile + place(warp_n + c * 16 + lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
+                ldmatrix_x4(fb[c], weight_tile + place(warp_n + c * 16, lane % 8 + lane / 16 * 8, k / 8 + lane / 8 % 2));
             }
 #pragma unroll
             for (u32 r = 0; r < WARP_M / 16; ++r) {
@@ -285,6 +326,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) conv_mma(OPERANDS, const P
                 }
             }
         }
+        if (step + STAGES - 1 < steps) put(step + STAGES - 1);
     }
 
 #pragma unroll
@@ -319,7 +361,7 @@ template <u32 COLUMNS, bool ALONG_K> struct Share {
     }
 };
 
-extern "C" __global__ void __launch_bounds__(256, 1) conv_tile(OPERANDS, const Params p) {
+extern "C" __global__ void __launch_bounds__(256, 2) conv_tile(OPERANDS, const Params p) {
     typedef Share<BLOCK_M, X_ALONG_K> XShare;
     typedef Share<BLOCK_N, WEIGHT_ALONG_K> WeightShare;
     const Tile tile = this_tile(p);

@@ -371,8 +371,9 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
         .set("PAIRS", u32::from(pairs))
         .set("X_ALONG_K", u32::from(p.x_c <= p.x_w))
         .set("WEIGHT_ALONG_K", u32::from(p.weight_c <= p.weight_o));
-    // Few output channels leave most of a wide tile empty; few pixels leave a device idle (of the
-    // architectures here the smallest common part has about 40 multiprocessors).
+    // Few output channels leave most of a wide tile empty; few pixels leave a device idle, of which every multiprocessor
+    // runs two blocks or more.
+    let enough = |block_m, block_n| blocks(p, block_m, block_n) >= 2 * u64::from(caps.multiprocessors);
     if signature.dtype("x") != Dtype::F32 && arch >= 80 {
         // Chunks of 8 channels start at 16-byte boundaries and lie in one tap.
         let chunked = |operand: &str, channel: u32, others: &[u32]| {
@@ -381,9 +382,17 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
         let x_vector = p.c_in.is_multiple_of(8) && chunked("x", p.x_c, &[p.x_n, p.x_h, p.x_w]);
         let weight_vector =
             p.c_in.is_multiple_of(8) && chunked("weight", p.weight_c, &[p.weight_o, p.weight_h, p.weight_w]);
+        // Warps of 64 rows read least from shared memory; elements that are gathered take more threads.
+        let vectors = x_vector && weight_vector;
         let (block_m, block_n, warps_m, warps_n) = match p.c_out {
-            65.. if blocks(p, 128, 128) >= 40 => (128, 128, 2, 4),
-            33.. if blocks(p, 128, 64) >= 40 => (128, 64, 4, 2),
+            65.. if enough(128, 128) => (128, 128, 2, if vectors { 2 } else { 4 }),
+            33.. if enough(128, 64) => {
+                if vectors {
+                    (128, 64, 2, 2)
+                } else {
+                    (128, 64, 4, 2)
+                }
+            }
             33.. => (64, 64, 2, 2),
             _ => (128, 32, 4, 1),
         };
@@ -398,6 +407,7 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
                 .set("WARPS_M", warps_m)
                 .set("WARPS_N", warps_n)
                 .set("STAGES", 3u32)
+                .set("TAP_CHUNKS", u32::from(p.c_in.is_multiple_of(8)))
                 .set("X_VECTOR", u32::from(x_vector))
                 .set("WEIGHT_VECTOR", u32::from(weight_vector)),
             grid: fold_grid(NAME, blocks(p, block_m, block_n), caps)?,
@@ -406,7 +416,7 @@ fn plan_cuda(op: Conv, p: &ConvParams, signature: &Signature, caps: &Caps, arch:
         });
     }
     let (block_m, block_n, per_thread) = match p.c_out {
-        65.. if blocks(p, 128, 128) >= 40 => (128u32, 128u32, 8u32),
+        65.. if enough(128, 128) => (128u32, 128u32, 8u32),
         33.. => (64, 64, 4),
         _ => (128, 32, 4),
     };
