@@ -92,6 +92,14 @@ pub trait Operands<I, O> {
     where
         I: Clone,
         O: Clone;
+    /// The operands from lists in binding order, as adapters for engines have them. Inputs that a list ends before are
+    /// absent. `None` when one is missing that may not be, or one is left over.
+    fn in_order(
+        inputs: impl IntoIterator<Item = Option<View<I>>>,
+        outputs: impl IntoIterator<Item = View<O>>,
+    ) -> Option<Self>
+    where
+        Self: Sized;
 }
 
 /// One operand of a call.
@@ -154,6 +162,14 @@ macro_rules! operands {
             {
                 self.clone()
             }
+            fn in_order(
+                inputs: impl IntoIterator<Item = Option<$crate::View<I>>>,
+                outputs: impl IntoIterator<Item = $crate::View<O>>,
+            ) -> Option<Self> {
+                let (mut inputs, mut outputs) = (inputs.into_iter(), outputs.into_iter());
+                let args = Self { $( $field: $crate::operands!(@take $kind inputs, outputs), )* };
+                (inputs.next().is_none() && outputs.next().is_none()).then_some(args)
+            }
         }
 
         impl<I, O> $Args<I, O> {
@@ -175,6 +191,9 @@ macro_rules! operands {
     (@side input $view:expr) => { $crate::op::Side::Input(Some(&$view)) };
     (@side optional $view:expr) => { $crate::op::Side::Input($view.as_ref()) };
     (@side output $view:expr) => { $crate::op::Side::Output(&$view) };
+    (@take input $inputs:ident, $outputs:ident) => { $inputs.next()?? };
+    (@take optional $inputs:ident, $outputs:ident) => { $inputs.next().flatten() };
+    (@take output $inputs:ident, $outputs:ident) => { $outputs.next()? };
     (@map input $view:expr, $name:expr, $input:ident, $output:ident) => { $input($name, $view)? };
     (@map optional $view:expr, $name:expr, $input:ident, $output:ident) => {
         $view.map(|v| $input($name, v)).transpose()?

@@ -1,7 +1,7 @@
 //! Bad input that every op refuses in the same words, before anything is planned.
 
-use advect::op::{MAX_ELEMENTS, prepare};
-use advect::ops::{Resample, ResampleArgs};
+use advect::op::{MAX_ELEMENTS, Operands, prepare};
+use advect::ops::{ConvArgs, Resample, ResampleArgs};
 use advect::{Cpu, Device, Dtype, Error, Memory, Tensor, View};
 
 /// Memory at a made-up place.
@@ -137,6 +137,23 @@ fn too_many_axes() {
     assert_eq!(error.to_string(), "view: `shape`: wanted at most 6 axes, got 7");
     let error = View::strided(X, Dtype::F32, &[2, 2], &[1], 0).unwrap_err();
     assert_eq!(error.to_string(), "view: `strides`: wanted 2 strides, one per axis, got 1");
+}
+
+/// As adapters for engines hand them over.
+#[test]
+fn operands_in_a_list() {
+    let view = |n| View::contiguous(n, Dtype::F32, &[1]).unwrap();
+    let some = |n: i32| Some(view(n));
+    let args = |inputs: &[Option<View<i32>>], outputs: &[i32]| {
+        ConvArgs::in_order(inputs.iter().cloned(), outputs.iter().map(|&n| view(n)))
+    };
+    let conv = args(&[some(0), some(1), None, some(3)], &[9]).unwrap();
+    assert_eq!((*conv.x.memory(), *conv.weight.memory(), *conv.out.memory()), (0, 1, 9));
+    assert_eq!((conv.bias, conv.sample_bias.map(View::into_memory), conv.residual), (None, Some(3), None));
+    assert!(args(&[some(0), None], &[9]).is_none(), "a weight is needed");
+    assert!(args(&[some(0)], &[9]).is_none(), "a weight is needed");
+    assert!(args(&[some(0), some(1), None, None, None, None], &[9]).is_none(), "one is left over");
+    assert!(args(&[some(0), some(1)], &[]).is_none() && args(&[some(0), some(1)], &[8, 9]).is_none());
 }
 
 #[test]

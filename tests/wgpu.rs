@@ -187,6 +187,7 @@ fn lose(queue: &Queue, first: impl Fn(&Queue, &wgpu::Buffer) -> Result<(), Error
     queue.wgpu().device().destroy();
     fails_as_lost("first", first(queue, &out));
     fails_as_lost("run", queue.run(&Resample::Up2, args()));
+    fails_as_lost("warm", queue.wgpu().warm(&Resample::Up2, &args()));
     fails_as_lost("prepare", queue.wgpu().prepare(&Resample::Up2, args()).map(drop));
     fails_as_lost("write", queue.write(&x, &[0; 16]));
     fails_as_lost("alloc", queue.alloc(1 << 20).map(drop));
@@ -197,8 +198,13 @@ fn lose(queue: &Queue, first: impl Fn(&Queue, &wgpu::Buffer) -> Result<(), Error
 #[test]
 fn loss_of_a_device_is_an_error() {
     type Call = fn(&Queue, &wgpu::Buffer) -> Result<(), Error>;
-    let calls: [Call; 3] =
-        [|q, _| q.synchronize(), |q, out| q.read(out, &mut [0; 64]), |q, _| q.alloc(64).map(drop)];
+    // Of a kernel that is not compiled yet.
+    let warm: Call = |q, out| {
+        let view = |shape| View::contiguous(out, Dtype::F32, shape).unwrap();
+        q.wgpu().warm(&Resample::Down2, &ResampleArgs { x: view(&[0, 1, 2, 2]), out: view(&[0, 1, 1, 1]) })
+    };
+    let calls: [Call; 4] =
+        [|q, _| q.synchronize(), |q, out| q.read(out, &mut [0; 64]), |q, _| q.alloc(64).map(drop), warm];
     for first in calls {
         if open(Features::empty(), |_| ()).is_none() {
             return;
@@ -216,6 +222,30 @@ fn loss_of_the_hosts_device_is_an_error() {
     device.set_device_lost_callback(move |_, _| tell.store(true, std::sync::atomic::Ordering::Relaxed));
     lose(&Queue::new((Wgpu::from_device(device), queue)), |q, _| q.synchronize());
     assert!(told.load(std::sync::atomic::Ordering::Relaxed), "the host's callback was replaced");
+}
+
+/// What wgpu refuses when it is submitted is an error too: a buffer that the host destroyed after it was recorded.
+#[test]
+fn a_buffer_destroyed_under_a_recorded_launch_is_an_error() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let queue = Queue::new((Wgpu::from_device(device), queue));
+    let [x, out] = [16, 64].map(|bytes| queue.alloc(bytes).unwrap());
+    let args = |x| ResampleArgs {
+        x: View::contiguous(x, Dtype::F32, &[1, 1, 2, 2]).unwrap(),
+        out: View::contiguous(&out, Dtype::F32, &[1, 1, 4, 4]).unwrap(),
+    };
+    queue.run(&Resample::Up2, args(&x)).unwrap();
+    x.destroy();
+    let error = queue.synchronize().unwrap_err();
+    assert!(matches!(error, Error::Driver { call: "submit", .. }), "{error}");
+    let error = queue.write(&x, &[0; 16]).unwrap_err();
+    assert!(matches!(error, Error::Driver { call: "write_buffer", .. }), "{error}");
+    let error = queue.read(&x, &mut [0; 16]).unwrap_err();
+    assert!(matches!(error, Error::Driver { call: "copy", .. }), "{error}");
+    // And the queue goes on.
+    let x = queue.alloc(16).unwrap();
+    queue.run(&Resample::Up2, args(&x)).unwrap();
+    queue.synchronize().unwrap();
 }
 
 /// What a device cannot hold is an error, not a crash, and the device goes on.

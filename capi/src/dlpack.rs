@@ -144,10 +144,11 @@ fn layout(c: &Caller, t: &DlTensor) -> Result<View<()>, Failure> {
         return Ok(row_major);
     }
     let strides = c.slice("managed", t.strides.cast_const(), rank)?;
-    // A stride along an axis of one is never walked, and may be anything.
+    // A stride along an axis of one, or in an array without elements, is never walked and may be anything.
+    let walked = |d: usize| d > 1 && !row_major.is_empty();
     let each = shape.iter().zip(strides).zip(row_major.strides());
     let strides: Vec<usize> =
-        each.map(|((&d, s), &own)| if d <= 1 { Ok(own) } else { size(s) }).collect::<Result<_, _>>()?;
+        each.map(|((&d, s), &own)| if walked(d) { size(s) } else { Ok(own) }).collect::<Result<_, _>>()?;
     Ok(View::strided((), dtype, &shape, &strides, 0)?)
 }
 
@@ -301,6 +302,12 @@ fn export<M>(
     let layout = view.over(c.op(), "view", ())?;
     let (data, cuda) = tensor.address(c.op())?;
     tensor.inside(c.op(), "view", &layout)?;
+    // A view may name another dtype than its tensor was made with.
+    let size = layout.dtype().size();
+    if !layout.is_empty() && !data.addr().is_multiple_of(size) {
+        let wanted = format!("memory aligned to the {size} bytes of {}", layout.dtype());
+        return Err(Failure::argument(c.op(), "view", wanted, format!("address {data:p}")));
+    }
     let (code, bits) = match layout.dtype() {
         Dtype::F32 => (FLOAT, 32),
         Dtype::F16 => (FLOAT, 16),

@@ -126,8 +126,7 @@ impl Caller {
         if count == 0 {
             return Ok(&[]);
         }
-        self.pointer(arg, pointer)?;
-        self.fits::<T>(arg, count)?;
+        self.span(arg, pointer, count)?;
         // SAFETY: not null, aligned, not larger than an object can be, and `count` values by contract, which
         // nobody writes while the call lasts.
         Ok(unsafe { std::slice::from_raw_parts(pointer, count) })
@@ -144,16 +143,26 @@ impl Caller {
         if count == 0 {
             return Ok(&mut []);
         }
-        self.pointer(arg, pointer)?;
-        self.fits::<T>(arg, count)?;
+        self.span(arg, pointer.cast_const(), count)?;
         // SAFETY: as in `slice`; nobody else reads or writes them while the call lasts.
         Ok(unsafe { std::slice::from_raw_parts_mut(pointer, count) })
     }
 
-    fn fits<T>(&self, arg: &str, count: usize) -> Result<(), Failure> {
+    /// Checks that `count` values can lie behind a pointer, without a look at them: that it is not null and aligned,
+    /// and that they are no more than an object can have and end before the address space does.
+    pub(crate) fn span<T>(&self, arg: &str, pointer: *const T, count: usize) -> Result<(), Failure> {
+        if count == 0 {
+            return Ok(());
+        }
+        self.pointer(arg, pointer)?;
         let most = isize::MAX as usize / size_of::<T>().max(1);
         if count > most {
             return Err(Failure::argument(self.op, arg, format!("at most {most} elements"), count));
+        }
+        let bytes = count * size_of::<T>();
+        if pointer.addr().checked_add(bytes).is_none() {
+            let got = format!("{bytes} from {pointer:p} on");
+            return Err(Failure::argument(self.op, arg, "bytes before the end of the address space", got));
         }
         Ok(())
     }

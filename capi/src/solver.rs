@@ -192,6 +192,9 @@ fn times(c: &Caller, o: &advect_solver_options) -> Result<Vec<f64>, Failure> {
     if o.times_count > MAX_TIMES {
         return Err(Failure::limit(c.op(), "times_count", most, o.times_count));
     }
+    if o.times_count == 0 {
+        return Err(Failure::argument(c.op(), "times_count", "at least 1, where to begin", 0));
+    }
     let times = c.slice("times", o.times, o.times_count)?;
     match times.iter().find(|t| !t.is_finite()) {
         Some(t) => Err(Failure::argument(c.op(), "times", "finite numbers", t)),

@@ -87,6 +87,16 @@ impl Failure {
         Self::named(ADVECT_ERROR_ARGUMENT, op, arg, wanted.to_string(), got.to_string())
     }
 
+    /// The same failure of another function: of the one that was called, where a part of it is at fault.
+    pub(crate) fn of(mut self, op: &str) -> Self {
+        let parts = &mut *self.0;
+        if let Some(rest) = parts.message.strip_prefix(&parts.op) {
+            parts.message = format!("{op}{rest}");
+        }
+        parts.op = op.into();
+        self
+    }
+
     /// A handle is not what it should be.
     pub(crate) fn handle(op: &str, arg: &str, wanted: &str, got: &str) -> Self {
         Self::named(ADVECT_ERROR_HANDLE, op, arg, wanted.into(), got.into())

@@ -397,8 +397,7 @@ pub unsafe extern "C" fn advect_tensor_from_host(
         let read_only = self::flags(c.op(), flags)?;
         let (view, needed) = layout(c, dtype, rank, shape)?;
         holds(c.op(), needed, bytes)?;
-        // Only looked at: that the bytes can be there.
-        c.slice("data", data.cast::<u8>().cast_const(), bytes)?;
+        c.span("data", data.cast::<u8>().cast_const(), bytes)?;
         let size = view.dtype().size();
         if bytes > 0 && !data.addr().is_multiple_of(size) {
             let wanted = format!("an address aligned to the {size} bytes of {}", view.dtype());
@@ -621,7 +620,7 @@ fn change(
     f: impl FnOnce(View<()>) -> Result<View<()>, Failure>,
 ) -> Result<(), Failure> {
     let before = c.get("view", view.cast_const())?;
-    let after = f(before.over(c.op(), "view", ())?)?;
+    let after = f(before.over(c.op(), "view", ())?).map_err(|e| e.of(c.op()))?;
     c.put("view", view, advect_view::of(before.tensor, &after))
 }
 

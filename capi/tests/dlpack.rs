@@ -204,6 +204,42 @@ fn out_and_the_memory_stays() {
     }
 }
 
+/// Strides of an array without elements are nobody's: NumPy gives a flipped one of them as it is.
+#[test]
+fn an_empty_array_may_have_any_strides() {
+    let (mut shape, mut strides) = ([0, 3], [-12, -4]);
+    let deleted = AtomicUsize::new(0);
+    let context = (&raw const deleted).cast_mut().cast();
+    let tensor = DlTensor { data: null_mut(), ..array(&mut [], &mut shape, strides.as_mut_ptr()) };
+    let mut plain = Plain { tensor, context, deleter: Some(count_plain) };
+    let mut t = null_mut();
+    // SAFETY: the struct is whole and outlives its tensor.
+    unsafe {
+        ok(advect_tensor_from_dlpack(null(), (&raw mut plain).cast(), &raw mut t));
+        assert_eq!(view(t).shape[..2], [0, 3]);
+        ok(advect_tensor_upload(t, null(), 0));
+        ok(advect_tensor_destroy(t));
+    }
+    assert_eq!(deleted.into_inner(), 1);
+}
+
+/// A view of another dtype than its tensor's does not go out where its elements would not be aligned.
+#[test]
+fn what_is_not_aligned_does_not_go_out() {
+    let mut memory = [0u32; 4];
+    let (mut t, mut plain, mut newer, n) = (null_mut(), null_mut(), null_mut(), 6);
+    // SAFETY: the memory outlives the tensor.
+    unsafe {
+        let odd = memory.as_mut_ptr().cast::<c_void>().byte_add(2);
+        ok(advect_tensor_from_host(odd, 12, ADVECT_F16, 1, &raw const n, 0, &raw mut t));
+        let v = advect_view { dtype: ADVECT_F32, shape: [3; 8], ..view(t) };
+        let (no, says) = (ADVECT_ERROR_ARGUMENT, "`view`: wanted memory aligned to the 4 bytes of f32");
+        refused(advect_view_to_dlpack(&raw const v, &raw mut plain), no, says);
+        refused(advect_view_to_dlpack_versioned(&raw const v, &raw mut newer), no, says);
+        ok(advect_tensor_destroy(t));
+    }
+}
+
 #[test]
 fn read_only_memory_goes_out_as_such() {
     let (data, n) = ([1.0f32; 4], 4);

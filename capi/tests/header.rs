@@ -30,6 +30,18 @@ fn the_header_is_not_stale() {
     assert!(wanted == found, "capi/include/advect.h is stale (line {differs:?}): run `cargo xtask header`");
 }
 
+/// Every op can be called from C.
+#[test]
+fn every_op_is_in_the_header() {
+    let header = include_str!("../include/advect.h");
+    for op in advect::verify::op_names() {
+        for function in [format!("advect_{op}("), format!("advect_{op}_plan("), format!("advect_{op}_warm(")]
+        {
+            assert!(header.contains(&function), "{function}..) is missing: docs/add-an-op.md, step 8");
+        }
+    }
+}
+
 /// The version in the header is that of the package, whose minor version names the ABI.
 #[test]
 fn the_version_is_the_packages() {

@@ -296,9 +296,8 @@ fn hostile_in_c() {
     succeeded("hostile", &Command::new(&program).output().unwrap());
 }
 
-/// Draws digits in Python, if there is one with NumPy; `ADVECT_NUMPY` names a folder with it.
-#[test]
-fn digits_in_python() {
+/// Runs a Python program with NumPy, if there is one; `ADVECT_NUMPY` names a folder with it.
+fn python(program: &str) {
     let numpy = std::env::var_os("ADVECT_NUMPY").unwrap_or_default();
     let python = || {
         let mut command = Command::new("python3");
@@ -309,7 +308,19 @@ fn digits_in_python() {
     absent(!found, "python", "Python with NumPy (`cargo xtask setup` fetches it)");
     if found {
         let mut command = python();
-        command.arg(root().join("hosts/python/digits.py")).arg(root());
-        succeeded("python3", &command.arg(built().join("deps/libadvect_capi.so")).output().unwrap());
+        command.arg(root().join(program)).arg(root()).arg(built().join("deps/libadvect_capi.so"));
+        succeeded(program, &command.output().unwrap());
     }
+}
+
+/// Draws digits in Python.
+#[test]
+fn digits_in_python() {
+    python("hosts/python/digits.py");
+}
+
+/// A careless Python program: see the file.
+#[test]
+fn misuse_in_python() {
+    python("capi/tests/misuse.py");
 }

@@ -289,9 +289,16 @@ fn devices_that_are_not_there() {
         // SAFETY: a string that ends.
         unsafe { advect_device_open(name.as_ptr().cast(), options, opened.as_ptr()) }
     };
-    for name in
-        [&b"\0"[..], b"gpu\0", b"cpu:0\0", b"wgpu:\0", b"wgpu:-1\0", b"cuda:99999999999\0", b"auto:1\0"]
-    {
+    for name in [
+        &b"\0"[..],
+        b"gpu\0",
+        b"cpu:0\0",
+        b"wgpu:\0",
+        b"wgpu:-1\0",
+        b"wgpu:+0\0",
+        b"cuda:99999999999\0",
+        b"auto:1\0",
+    ] {
         refused(open(name, none), ADVECT_ERROR_ARGUMENT, "`name`: wanted cpu, wgpu");
     }
     refused(open(b"\xff\xfe\0", none), ADVECT_ERROR_ARGUMENT, "UTF-8");
@@ -394,6 +401,12 @@ fn memory() {
         refused(lend(null_mut(), 32, 8, 0).0, no, "`data`: wanted a pointer");
         refused(lend(data.wrapping_byte_add(1), 28, 7, 0).0, no, "aligned to the 4 bytes");
         refused(lend(data, usize::MAX, 8, 0).0, no, "at most");
+        let last_page = without_provenance_mut(usize::MAX - 4095);
+        refused(
+            lend(last_page, 8192, 8, 0).0,
+            no,
+            "`data`: wanted bytes before the end of the address space",
+        );
         refused(lend(data, 32, 8, 6).0, no, "`flags`");
         let (status, constant) = lend(data, 32, 8, ADVECT_READ_ONLY);
         ok(status);
@@ -420,7 +433,11 @@ fn memory() {
         let mut v = view(tensor(device, ADVECT_F32, &[2, 6]));
         let before = format!("{v:?}");
         refused(advect_view_permute(&raw mut v, [0u32, 0].as_ptr(), 2), no, "permutation");
-        refused(advect_view_permute(&raw mut v, [0u32].as_ptr(), 1), no, "permutation");
+        refused(
+            advect_view_permute(&raw mut v, [0u32].as_ptr(), 1),
+            no,
+            "advect_view_permute: `order`: wanted a permutation",
+        );
         refused(advect_view_slice(&raw mut v, 2, 0, 1), no, "`axis`");
         refused(advect_view_slice(&raw mut v, 1, 3, 2), no, "`range`");
         refused(advect_view_slice(&raw mut v, 1, 0, u64::MAX), no, "`range`");
@@ -454,6 +471,7 @@ fn solvers() {
             ADVECT_ERROR_LIMIT,
             "`times_count`",
         );
+        made(advect_solver_options { steps: 0, times: one.as_ptr(), ..euler }, no, "`times_count`");
         made(advect_solver_options { guided: 2, ..euler }, no, "`guided`");
         made(advect_solver_options { guidance_scale: 2.0, ..euler }, no, "without guidance");
         made(advect_solver_options { guided: 1, guidance_scale: f64::INFINITY, ..euler }, no, "finite");

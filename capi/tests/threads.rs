@@ -112,6 +112,48 @@ fn destruction_races_with_use() {
     ok(unsafe { advect_device_destroy(device.get()) });
 }
 
+/// A device destroyed while others use it: each call works or is told that its handle is stale, and the tensors stay.
+#[test]
+fn a_device_goes_while_it_is_used() {
+    for round in 0..4 {
+        for device in devices().into_iter().map(Shared) {
+            let ready = &std::sync::Barrier::new(3);
+            std::thread::scope(|scope| {
+                for _ in 0..3 {
+                    scope.spawn(move || {
+                        let [x, out] = [1.0, 0.0]
+                            .map(|v| Shared(with_values(device.get(), ADVECT_F32, &[4096], &[v; 4096])));
+                        let (from, to) = (view(x.get()), view(out.get()));
+                        let mut args = advect_step_args { out: &raw const to, ..sized() };
+                        (args.x[0], args.coefficients[0]) = (&raw const from, 2.0);
+                        ready.wait();
+                        let mut ran = false;
+                        for turn in 0.. {
+                            // SAFETY: the views are of living tensors; the device may go, which is what is tested.
+                            match unsafe { advect_step(device.get(), &raw const args) } {
+                                ADVECT_OK => ran = true,
+                                status => {
+                                    refused(status, ADVECT_ERROR_HANDLE, "destroyed");
+                                    break;
+                                }
+                            }
+                            if turn == 5 * round {
+                                // SAFETY: a handle is a number, and one of the threads is the first.
+                                unsafe { advect_device_destroy(device.get()) };
+                            }
+                        }
+                        assert_eq!(values(out.get(), 4096), [if ran { 2.0 } else { 0.0 }; 4096]);
+                        for t in [x, out] {
+                            // SAFETY: handles of this thread.
+                            ok(unsafe { advect_tensor_destroy(t.get()) });
+                        }
+                    });
+                }
+            });
+        }
+    }
+}
+
 /// A solver asked from several threads gives each question once.
 #[test]
 fn a_solver_is_asked_by_many() {

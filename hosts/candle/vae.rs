@@ -9,7 +9,6 @@ use advect_candle::layers::{Conv2d, GroupNorm, conv2d, group_norm};
 use candle_core::{DType, Device, Result, Tensor};
 use candle_nn::{Conv2dConfig, Module, VarBuilder, VarMap};
 use candle_transformers::models::stable_diffusion::vae::{AutoEncoderKL, AutoEncoderKLConfig};
-use std::time::Instant;
 
 fn conv3x3(c_in: usize, c_out: usize, vb: VarBuilder<'_>) -> Result<Conv2d> {
     conv2d(c_in, c_out, 3, Conv2dConfig { padding: 1, ..Default::default() }, vb)
@@ -17,29 +16,27 @@ fn conv3x3(c_in: usize, c_out: usize, vb: VarBuilder<'_>) -> Result<Conv2d> {
 
 /// Two normalisations, each with its SiLU in one pass, and two convolutions, the second of which adds the skip.
 struct ResBlock {
-    norm1: GroupNorm,
-    conv1: Conv2d,
-    norm2: GroupNorm,
-    conv2: Conv2d,
+    first: (GroupNorm, Conv2d),
+    second: (GroupNorm, Conv2d),
     shortcut: Option<Conv2d>,
 }
 
 impl ResBlock {
     fn new(groups: usize, c_in: usize, c_out: usize, vb: VarBuilder<'_>) -> Result<Self> {
         let shortcut = || conv2d(c_in, c_out, 1, Conv2dConfig::default(), vb.pp("conv_shortcut"));
+        let norm = |c, name| group_norm(groups, c, 1e-6, vb.pp(name));
+        let conv = |c, name| conv3x3(c, c_out, vb.pp(name));
         Ok(Self {
-            norm1: group_norm(groups, c_in, 1e-6, vb.pp("norm1"))?,
-            conv1: conv3x3(c_in, c_out, vb.pp("conv1"))?,
-            norm2: group_norm(groups, c_out, 1e-6, vb.pp("norm2"))?,
-            conv2: conv3x3(c_out, c_out, vb.pp("conv2"))?,
+            first: (norm(c_in, "norm1")?, conv(c_in, "conv1")?),
+            second: (norm(c_out, "norm2")?, conv(c_out, "conv2")?),
             shortcut: (c_in != c_out).then(shortcut).transpose()?,
         })
     }
 
     fn forward(&self, x: &Tensor) -> Result<Tensor> {
         let skip = self.shortcut.as_ref().map_or(Ok(x.clone()), |conv| conv.forward(x))?;
-        let h = self.conv1.forward(&self.norm1.fused(x, Silu)?)?;
-        self.conv2.forward_add(&self.norm2.fused(&h, Silu)?, &skip)
+        let ((norm1, conv1), (norm2, conv2)) = (&self.first, &self.second);
+        conv2.forward_add(&norm2.fused(&conv1.forward(&norm1.fused(x, Silu)?)?, Silu)?, &skip)
     }
 }
 
@@ -88,9 +85,7 @@ impl Decoder {
         let vb = vb.pp("decoder");
         let widths: Vec<usize> = config.block_out_channels.iter().rev().copied().collect();
         let (wide, thin) = (widths[0], widths[widths.len() - 1]);
-        let mid = vb.pp("mid_block");
-        let mut up = Vec::new();
-        let mut c_in = wide;
+        let (mid, mut up, mut c_in) = (vb.pp("mid_block"), Vec::new(), wide);
         for (i, &c) in widths.iter().enumerate() {
             let vb = vb.pp("up_blocks").pp(i);
             let block = |j| ResBlock::new(groups, if j == 0 { c_in } else { c }, c, vb.pp("resnets").pp(j));
@@ -138,19 +133,17 @@ pub(crate) fn compare(device: &Device) -> Result<()> {
     let config = AutoEncoderKLConfig { block_out_channels: vec![32, 64], ..Default::default() };
     let theirs = AutoEncoderKL::new(vb.clone(), 3, 3, config.clone())?;
     let ours = Decoder::new(vb, &config)?;
-
     let latents = Tensor::randn(0f32, 1f32, (1, 4, 16, 16), device)?;
     let timed = |decode: &dyn Fn() -> Result<Tensor>| {
         decode()?; // The first call compiles on CUDA.
         device.synchronize()?;
-        let (start, image) = (Instant::now(), decode()?);
+        let (start, image) = (std::time::Instant::now(), decode()?);
         device.synchronize().map(|()| (start.elapsed(), image))
     };
     let ((candle, a), (advect, b)) = (timed(&|| theirs.decode(&latents))?, timed(&|| ours.decode(&latents))?);
     let largest = |t: &Tensor| t.abs()?.max_all()?.to_scalar::<f32>();
     let (largest, apart) = (largest(&a)?, largest(&(&a - &b)?)?);
-    println!("image {:?}: candle {candle:?}, advect {advect:?}", b.dims());
-    println!("largest element {largest:.3}, largest difference {apart:.1e}");
+    println!("candle {candle:?}, advect {advect:?}; largest element {largest:.3}, difference {apart:.1e}");
     assert!(apart <= 1e-4 * largest, "the two decoders differ");
     Ok(())
 }

@@ -56,16 +56,23 @@ class Advect:
         return value
 
     def view(self, array, read_only=False):
-        """A view of an array, whatever its strides, and the tensor (to be destroyed) that lends its memory."""
-        dtype = {np.dtype(np.float32): self.F32, np.dtype(np.float16): self.F16}[array.dtype]
+        """A view of an array, which it keeps alive, and the tensor (to be destroyed) that lends its memory."""
+        dtype = {np.dtype(np.float32): self.F32, np.dtype(np.float16): self.F16}.get(array.dtype)
+        if dtype is None:
+            raise Error(f"wanted an array of float32 or float16, got {array.dtype}")
         size, pad = array.itemsize, (0,) * (self.MAX_AXES - array.ndim)
+        if array.ndim > self.MAX_AXES or any(s < 0 or s % size for s in array.strides):
+            raise Error(f"wanted up to {self.MAX_AXES} axes, with strides of whole elements that are not below 0, "
+                        f"got strides of {array.strides} bytes; np.ascontiguousarray copies")
         count = 1 + sum((d - 1) * s // size for d, s in zip(array.shape, array.strides)) if array.size else 0
         flags = self.READ_ONLY if read_only or not array.flags.writeable else 0
         memory = c.c_void_p(array.ctypes.data), c.c_size_t(count * size)
         tensor = self.out("tensor_from_host", *memory, dtype, 1, (c.c_uint64 * 1)(count), flags)
         strides = tuple(s // size for s in array.strides)
-        return self.struct("view", tensor=tensor, shape=array.shape + pad, strides=strides + pad,
+        view = self.struct("view", tensor=tensor, shape=array.shape + pad, strides=strides + pad,
                            rank=array.ndim, dtype=dtype)
+        view.array = array
+        return view
 
     def run(self, op, **fields):
         """Calls an op; arrays become views, None stays absent, a list of arrays fills an array of views."""
@@ -87,11 +94,18 @@ class Advect:
                 self.call("tensor_destroy", c.c_void_p(view.tensor))
 
     def solve(self, velocity, x, method, times=None, steps=0):
-        """Integrates dx/dt = velocity(t, x) from the array x, which is written over."""
+        """Integrates dx/dt = velocity(t, x), which returns a new array, from the array x, which is written over."""
         times = (c.c_double * len(times or ()))(*(times or ()))
         options = self.struct("solver_options", method=method, steps=steps, times_count=len(times),
                               times=c.addressof(times) if len(times) else None)
         solver = self.out("solver_new", c.byref(options))
+        try:
+            return self.steps(solver, velocity, x)
+        finally:
+            self.call("solver_destroy", solver)
+
+    def steps(self, solver, velocity, x):
+        """Answers all that a solver asks."""
         info, ask = self.struct("solver_info"), self.struct("ask")
         self.call("solver_describe", solver, c.byref(info))
         states = [x] + [np.empty_like(x) for _ in range(1, info.states)]
@@ -99,7 +113,6 @@ class Advect:
         while True:
             self.call("solver_next", solver, c.byref(ask))
             if ask.kind == self.ASK_DONE:
-                self.call("solver_destroy", solver)
                 return states[ask.state]
             if ask.kind == self.ASK_EVAL:
                 slopes[ask.stage] = velocity(ask.t, states[ask.state])
@@ -113,35 +126,3 @@ class Advect:
     def close(self):
         """Destroys the device."""
         self.call("device_destroy", self.device)
-
-
-def capsule_pointer(capsule, name):
-    """The struct in a DLPack capsule, which is marked as used."""
-    api = c.pythonapi
-    api.PyCapsule_GetPointer.restype, api.PyCapsule_GetPointer.argtypes = c.c_void_p, [c.py_object, c.c_char_p]
-    api.PyCapsule_SetName.argtypes = [c.py_object, c.c_char_p]
-    pointer = c.c_void_p(api.PyCapsule_GetPointer(capsule, name))
-    api.PyCapsule_SetName(capsule, USED[name])
-    return pointer
-
-
-USED = {b"dltensor": b"used_dltensor", b"dltensor_versioned": b"used_dltensor_versioned"}
-
-
-class Exported:
-    """A view of advect as an object that np.from_dlpack takes."""
-
-    def __init__(self, advect, view):
-        self.advect, self.viewed = advect, view
-
-    def __dlpack_device__(self):
-        return 1, 0  # kDLCPU
-
-    def __dlpack__(self, *, max_version=None, **_):
-        versioned = max_version is not None and max_version[0] >= 1
-        name = b"dltensor_versioned" if versioned else b"dltensor"
-        export = "view_to_dlpack_versioned" if versioned else "view_to_dlpack"
-        managed = self.advect.out(export, c.byref(self.viewed))
-        new = c.pythonapi.PyCapsule_New
-        new.restype, new.argtypes = c.py_object, [c.c_void_p, c.c_char_p, c.c_void_p]
-        return new(managed, name, None)

@@ -11,7 +11,8 @@ import sys
 from pathlib import Path
 
 import numpy as np
-from advect import Advect, Error, Exported, capsule_pointer
+from advect import Advect, Error
+from dlpack import Exported, imported
 
 ROOT, LIBRARY = Path(sys.argv[1]), sys.argv[2]
 IMAGES = int(sys.argv[3]) if len(sys.argv) > 3 else 4
@@ -109,8 +110,7 @@ def sample(name, method):
 def dlpack():
     """NumPy and advect share memory both ways."""
     ours = np.arange(6, dtype=np.float32).reshape(2, 3)
-    managed = capsule_pointer(ours.T.__dlpack__(max_version=(1, 0)), b"dltensor_versioned")
-    tensor, view = advect.out("tensor_from_dlpack_versioned", None, managed), advect.struct("view")
+    tensor, view = imported(advect, ours.T), advect.struct("view")
     advect.call("tensor_view", tensor, c.byref(view))
     assert list(view.shape[:2]) == [3, 2] and list(view.strides[:2]) == [1, 3]
     for _ in range(2):  # from the struct with a version, and by older NumPy's call from that without

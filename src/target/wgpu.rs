@@ -199,16 +199,35 @@ impl Wgpu {
 
     /// Finds out whether the device is lost: a buffer made on a lost one has no memory to show.
     fn probe(&self, call: &'static str) -> Result<()> {
-        let probe = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("advect probe"),
-            size: 4,
-            usage: wgpu::BufferUsages::COPY_SRC,
-            mapped_at_creation: true,
-        });
+        let make = || {
+            self.0.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("advect probe"),
+                size: 4,
+                usage: wgpu::BufferUsages::COPY_SRC,
+                mapped_at_creation: true,
+            })
+        };
+        let probe = self.caught(make).map_err(|error| self.refused(call, &error))?;
         if probe.get_mapped_range(..).is_err() {
             self.0.lost.store(true, Ordering::Relaxed);
         }
         self.alive(call)
+    }
+
+    /// Does what makes objects on the device, and gives the error that it raised: without a scope of its own wgpu
+    /// panics at what nobody else catches.
+    fn caught<R>(&self, make: impl FnOnce() -> R) -> Result<R, wgpu::Error> {
+        use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
+        let scopes = [Validation, OutOfMemory, Internal].map(|filter| self.0.device.push_error_scope(filter));
+        let made = make();
+        // The scopes are a stack.
+        let errors = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
+        errors.fold(Ok(made), |_, error| Err(error))
+    }
+
+    /// As an error of the driver's.
+    fn refused(&self, call: &'static str, error: &wgpu::Error) -> Error {
+        Error::Driver { target: self.0.caps.name.clone(), call, message: error.to_string() }
     }
 
     /// Launches into the host's pass. The host ends the pass and submits.
@@ -222,6 +241,7 @@ impl Wgpu {
     /// As [`Within::run`].
     pub fn warm<'b, T: Op>(&self, op: &T, args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Result<()> {
         let (params, signature) = op::prepare(op, args)?;
+        self.alive("warm")?;
         let plan = op.plan(&params, &signature, self.caps())?;
         self.kernel::<T>(&plan, signature).map(drop)
     }
@@ -258,59 +278,63 @@ impl Wgpu {
         let Shared { device, caps, .. } = &*self.0;
         let Variant { entry, signature, consts, .. } = variant;
         let text = source::source::<T>(signature, consts, caps.language);
-        let scope = device.push_error_scope(wgpu::ErrorFilter::Validation);
-        // SAFETY: kernels index only inside the extents that `op::prepare` checked, and their loops are
-        // bounded by sizes; both hold for every case of the cross-check.
-        let module = unsafe {
-            device.create_shader_module_trusted(
-                wgpu::ShaderModuleDescriptor {
-                    label: Some(entry),
-                    source: wgpu::ShaderSource::Wgsl(text.into()),
+        self.probe("compile")?;
+        let make = || {
+            // SAFETY: kernels index only inside the extents that `op::prepare` checked, and their loops are
+            // bounded by sizes; both hold for every case of the cross-check.
+            let module = unsafe {
+                device.create_shader_module_trusted(
+                    wgpu::ShaderModuleDescriptor {
+                        label: Some(entry),
+                        source: wgpu::ShaderSource::Wgsl(text.into()),
+                    },
+                    wgpu::ShaderRuntimeChecks::unchecked(),
+                )
+            };
+            let immediate = immediates::<T>(caps, signature);
+            let slot = |binding, ty| wgpu::BindGroupLayoutEntry {
+                binding,
+                visibility: wgpu::ShaderStages::COMPUTE,
+                ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
+                count: None,
+            };
+            let uniform = immediate.is_none().then(|| slot(0, wgpu::BufferBindingType::Uniform));
+            let given = signature.slots().iter().filter(|s| s.dtype.is_some()).zip(1..);
+            let storage =
+                given.map(|(s, b)| slot(b, wgpu::BufferBindingType::Storage { read_only: !s.output }));
+            let entries: Vec<_> = uniform.into_iter().chain(storage).collect();
+            let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
+                label: Some(entry),
+                entries: &entries,
+            });
+            let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
+                label: Some(entry),
+                bind_group_layouts: &[Some(&bindings)],
+                immediate_size: immediate.unwrap_or(0),
+            });
+            let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
+                label: Some(entry),
+                layout: Some(&layout),
+                module: &module,
+                entry_point: Some(entry),
+                compilation_options: wgpu::PipelineCompilationOptions {
+                    // Kernels write workgroup memory before they read it.
+                    zero_initialize_workgroup_memory: false,
+                    ..Default::default()
                 },
-                wgpu::ShaderRuntimeChecks::unchecked(),
-            )
+                cache: None,
+            });
+            Kernel { pipeline, bindings }
         };
-        let immediate = immediates::<T>(caps, signature);
-        let slot = |binding, ty| wgpu::BindGroupLayoutEntry {
-            binding,
-            visibility: wgpu::ShaderStages::COMPUTE,
-            ty: wgpu::BindingType::Buffer { ty, has_dynamic_offset: false, min_binding_size: None },
-            count: None,
-        };
-        let uniform = immediate.is_none().then(|| slot(0, wgpu::BufferBindingType::Uniform));
-        let given = signature.slots().iter().filter(|s| s.dtype.is_some()).zip(1..);
-        let storage = given.map(|(s, b)| slot(b, wgpu::BufferBindingType::Storage { read_only: !s.output }));
-        let entries: Vec<_> = uniform.into_iter().chain(storage).collect();
-        let bindings = device.create_bind_group_layout(&wgpu::BindGroupLayoutDescriptor {
-            label: Some(entry),
-            entries: &entries,
-        });
-        let layout = device.create_pipeline_layout(&wgpu::PipelineLayoutDescriptor {
-            label: Some(entry),
-            bind_group_layouts: &[Some(&bindings)],
-            immediate_size: immediate.unwrap_or(0),
-        });
-        let pipeline = device.create_compute_pipeline(&wgpu::ComputePipelineDescriptor {
-            label: Some(entry),
-            layout: Some(&layout),
-            module: &module,
-            entry_point: Some(entry),
-            compilation_options: wgpu::PipelineCompilationOptions {
-                // Kernels write workgroup memory before they read it.
-                zero_initialize_workgroup_memory: false,
-                ..Default::default()
-            },
-            cache: None,
-        });
-        match pollster::block_on(scope.pop()) {
-            None => Ok(Kernel { pipeline, bindings }),
-            Some(error) => Err(Error::Compile {
+        self.caught(make).map_err(|error| match error {
+            wgpu::Error::OutOfMemory { .. } => self.refused("compile", &error),
+            _ => Error::Compile {
                 op: T::NAME,
                 language: "WGSL",
                 target: caps.name.clone(),
                 log: error.to_string(),
-            }),
-        }
+            },
+        })
     }
 }
 
@@ -431,22 +455,20 @@ impl Wgpu {
             entries.push(wgpu::BindGroupEntry { binding, resource });
         }
         let immediate = immediates::<T>(&self.0.caps, &signature).is_some();
-        let uniform = (!immediate).then(|| self.uniform(&bytes));
+        let uniform = (!immediate).then(|| self.uniform(&bytes)).transpose()?;
         if let Some(uniform) = &uniform {
             entries.push(wgpu::BindGroupEntry { binding: 0, resource: uniform.as_entire_binding() });
         }
         let kernel = self.kernel::<T>(&plan, signature)?;
         // A buffer of another device of the same instance is found out here.
-        let scope = self.0.device.push_error_scope(wgpu::ErrorFilter::Validation);
-        let group = self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
-            label: Some(plan.entry),
-            layout: &kernel.bindings,
-            entries: &entries,
+        let group = self.caught(|| {
+            self.0.device.create_bind_group(&wgpu::BindGroupDescriptor {
+                label: Some(plan.entry),
+                layout: &kernel.bindings,
+                entries: &entries,
+            })
         });
-        if let Some(error) = pollster::block_on(scope.pop()) {
-            let (target, call) = (self.0.caps.name.clone(), "create_bind_group");
-            return Err(Error::Driver { target, call, message: error.to_string() });
-        }
+        let group = group.map_err(|error| self.refused("create_bind_group", &error))?;
         let immediates = immediate.then_some(bytes);
         launches.push(Launch { kernel, group, immediates, grid: plan.grid });
         Ok(())
@@ -476,18 +498,21 @@ impl Wgpu {
     }
 
     /// A buffer holding the params of one launch.
-    fn uniform(&self, bytes: &[u8]) -> wgpu::Buffer {
-        let buffer = self.0.device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("advect params"),
-            size: bytes.len() as u64,
-            usage: wgpu::BufferUsages::UNIFORM,
-            mapped_at_creation: true,
-        });
+    fn uniform(&self, bytes: &[u8]) -> Result<wgpu::Buffer> {
+        let make = || {
+            self.0.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("advect params"),
+                size: bytes.len() as u64,
+                usage: wgpu::BufferUsages::UNIFORM,
+                mapped_at_creation: true,
+            })
+        };
+        let buffer = self.caught(make).map_err(|error| self.refused("create_buffer", &error))?;
         if let Ok(mut mapped) = buffer.get_mapped_range_mut(..) {
             mapped.copy_from_slice(bytes);
         }
         buffer.unmap();
-        buffer
+        Ok(buffer)
     }
 
     /// The first operand that does not fit one binding, with its size.

@@ -1,6 +1,6 @@
 //! One call: operands locked, views made of their layouts, a result allocated, the kernel run.
 
-use advect::op::Op;
+use advect::op::{Op, Operands};
 use advect::{Cpu, Dtype, Element, View};
 #[cfg(feature = "cuda")]
 use candle_core::CudaStorage;
@@ -9,12 +9,10 @@ use candle_core::{CpuStorage, CustomOp1, DType, Error, Layout, Result, Shape, St
 use half::{bf16, f16};
 use std::ptr::from_ref;
 
-/// An advect op as candle calls it. Operands come in the order of [`Kernel::args`], absent ones as `None`.
+/// An advect op as candle calls it. Operands come in the order of its arguments, absent ones as `None`.
 pub(crate) trait Kernel: Op {
     /// Checks the operands' ranks and shapes, and gives that of the result.
     fn shape(&self, operands: &[Option<&Layout>]) -> Result<Shape>;
-    /// The op's arguments. `None` when one is missing that may not be.
-    fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<Self::Args<I, O>>;
 }
 
 /// Runs an op on tensors. candle's custom ops have one to three arguments and advect's up to ten: one goes
@@ -178,7 +176,7 @@ impl<K: Kernel> Call<K> {
         let out = View::contiguous(out, dtype, self.shape.dims())
             .and_then(|out| out.permute(&inverse(&self.order)))
             .map_err(wrapped)?;
-        K::args(views, out).ok_or(Error::UnwrapNone)
+        <K::Args<I, O>>::in_order(views, [out]).ok_or(Error::UnwrapNone)
     }
 
     /// The op.

@@ -30,11 +30,8 @@ mod call;
 mod cuda;
 pub mod layers;
 
-use advect::View;
 use advect::ops::step::MAX_BUFFERS;
-use advect::ops::{
-    Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Norm, NormArgs, NormKind, Step, StepArgs,
-};
+use advect::ops::{Attention, Coefficients, Conv, Norm, NormKind, Step};
 use call::{Kernel, apply, expect};
 use candle_core::{Error, Layout, Result, Shape, Tensor};
 
@@ -120,12 +117,6 @@ impl Kernel for Attention {
         expect("attention: v", v, (b, h, nk, d))?;
         Ok(q.shape().clone())
     }
-
-    fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<AttentionArgs<I, O>> {
-        let mut rest = operands.into_iter();
-        let mut next = || rest.next().flatten();
-        Some(AttentionArgs { q: next()?, k: next()?, v: next()?, out })
-    }
 }
 
 impl Kernel for Conv {
@@ -154,13 +145,6 @@ impl Kernel for Conv {
         }
         Ok(out)
     }
-
-    fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<ConvArgs<I, O>> {
-        let mut rest = operands.into_iter();
-        let mut next = || rest.next().flatten();
-        let (x, weight) = (next()?, next()?);
-        Some(ConvArgs { x, weight, bias: next(), sample_bias: next(), residual: next(), out })
-    }
 }
 
 impl Kernel for Norm {
@@ -182,12 +166,6 @@ impl Kernel for Norm {
         }
         Ok(x.shape().clone())
     }
-
-    fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<NormArgs<I, O>> {
-        let mut rest = operands.into_iter();
-        let mut next = || rest.next().flatten();
-        Some(NormArgs { x: next()?, weight: next(), bias: next(), scale: next(), shift: next(), out })
-    }
 }
 
 impl Kernel for Step {
@@ -207,10 +185,6 @@ impl Kernel for Step {
             }
         }
         Ok(x0.shape().clone())
-    }
-
-    fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<StepArgs<I, O>> {
-        StepArgs::over(operands.into_iter().flatten(), out).ok()
     }
 }
 

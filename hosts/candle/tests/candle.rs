@@ -254,6 +254,37 @@ fn noise_belongs_to_the_sample_not_to_its_place_in_the_batch() -> Result<()> {
     Ok(())
 }
 
+/// Nothing in, nothing out; one element that stands for all; a tensor without axes.
+#[test]
+fn empty_repeated_and_scalar_tensors() -> Result<()> {
+    for device in everywhere() {
+        let t = |shape: &[usize]| random(&device, DType::F32, shape);
+        let none = t(&[0, 2, 3, 4]);
+        assert_eq!(attention(Attention::new(4), &none, &none, &none)?.dims(), [0, 2, 3, 4]);
+        let (x, weight, bias) = (t(&[0, 3, 5, 5]), t(&[2, 3, 3, 3]), None);
+        let inputs = ConvInputs { x: &x, weight: &weight, bias, sample_bias: None, residual: None };
+        assert_eq!(conv(Conv::default(), inputs)?.dims(), [0, 2, 3, 3]);
+        let op = Norm { kind: NormKind::Group { groups: 3 }, eps: 1e-5, activation: Activation::None };
+        let inputs = NormInputs { x: &x, weight: None, bias: None, scale: None, shift: None };
+        assert_eq!(norm(op, inputs)?.dims(), [0, 3, 5, 5]);
+        let two = [1.0, 1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
+        let sum = Step { coefficients: Coefficients::Values { x: two, noise: 0.0 }, noise: None };
+        assert_eq!(step(sum, &[&x, &x])?.dims(), [0, 3, 5, 5]);
+
+        let one = t(&[1, 1]);
+        let all = one.broadcast_as((3, 4))?;
+        let twice = step(sum, &[&all, &all])?;
+        assert!(twice.is_contiguous());
+        assert_eq!((twice - (all * 2.0)?)?.abs()?.sum_all()?.to_scalar::<f32>()?, 0.0);
+        let scalar = one.reshape(())?;
+        let error = refused(step(sum, &[&scalar]));
+        assert!(matches!(error, Error::UnexpectedNumberOfDims { got: 0, .. }), "{error}");
+        let error = refused(attention(Attention::new(4), &scalar, &none, &none));
+        assert!(matches!(error, Error::UnexpectedNumberOfDims { got: 0, .. }), "{error}");
+    }
+    Ok(())
+}
+
 #[test]
 fn bad_input_is_an_error_of_candles() -> Result<()> {
     everywhere().iter().try_for_each(bad_input)

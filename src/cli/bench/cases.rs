@@ -8,9 +8,6 @@ use advect::{Device, Dtype, Tensor, View};
 use anyhow::{Result, anyhow, bail, ensure};
 use serde::Deserialize;
 
-/// The ops that kinds of cases belong to.
-pub(super) const OPS: [&str; 6] = ["attention", "conv", "matmul", "norm", "resample", "step"];
-
 /// One case: a name and what it does.
 #[derive(Debug, Deserialize)]
 pub(super) struct Case {

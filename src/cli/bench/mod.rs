@@ -3,10 +3,11 @@
 mod cases;
 
 use super::device::{Choice, threads};
-use advect::verify::{Ceilings, Timing, ceilings, time};
+use advect::verify::{self, Ceilings, Timing, ceilings, time};
 use advect::{Device, Dtype};
 use anyhow::{Context, Result, ensure};
 use cases::{Case, Launch};
+use clap::builder::PossibleValuesParser;
 use indicatif::{ProgressBar, ProgressStyle};
 use serde::Serialize;
 use std::fs::File;
@@ -31,7 +32,7 @@ const CASES: &str = include_str!("../../../benches/cases.json");
 #[command(after_help = EXAMPLES)]
 pub(crate) struct BenchArgs {
     /// One op instead of all.
-    #[arg(long)]
+    #[arg(long, value_parser = PossibleValuesParser::new(verify::op_names()))]
     op: Option<String>,
     /// auto (an NVIDIA GPU, else another GPU, else the CPU), cpu, wgpu[:N] or cuda[:N].
     #[arg(long, value_name = "D", default_value = "auto")]
@@ -125,11 +126,6 @@ pub(crate) fn run(args: &BenchArgs) -> Result<ExitCode> {
         None => "the built-in list of cases".into(),
     })?;
     if let Some(op) = &args.op {
-        ensure!(
-            cases::OPS.contains(&op.as_str()),
-            "there is no op `{op}`; the ops are {}",
-            cases::OPS.join(", ")
-        );
         cases.retain(|c| c.op() == Some(op));
     }
     ensure!(!cases.is_empty(), "there is no case of this op in the list");

@@ -64,17 +64,19 @@ impl Queue {
         self.wgpu.within(pass).run(op, args)?;
         open.launches += 1;
         if open.launches >= LAUNCHES_PER_SUBMIT {
-            self.submit(&mut open);
+            self.submit(&mut open)?;
         }
         Ok(())
     }
 
-    fn submit(&self, open: &mut Open) {
-        if let Some((pass, encoder)) = open.recording.take() {
+    fn submit(&self, open: &mut Open) -> Result<()> {
+        open.launches = 0;
+        let Some((pass, encoder)) = open.recording.take() else { return Ok(()) };
+        let submitted = self.wgpu.caught(|| {
             drop(pass);
             self.queue.submit([encoder.finish()]);
-        }
-        open.launches = 0;
+        });
+        submitted.map_err(|error| self.failed("submit", error))
     }
 
     /// Submits what was recorded and waits for it.
@@ -82,7 +84,7 @@ impl Queue {
     /// # Errors
     /// [`Error::Driver`] when the device is lost.
     pub fn synchronize(&self) -> Result<()> {
-        self.submit(&mut self.open());
+        self.submit(&mut self.open())?;
         self.wait()
     }
 
@@ -94,6 +96,13 @@ impl Queue {
 
     fn failed(&self, call: &'static str, error: impl ToString) -> Error {
         Error::Driver { target: self.wgpu.caps().name.clone(), call, message: error.to_string() }
+    }
+
+    fn buffer(&self, label: &str, size: u64, usage: wgpu::BufferUsages) -> Result<wgpu::Buffer> {
+        let descriptor =
+            wgpu::BufferDescriptor { label: Some(label), size, usage, mapped_at_creation: false };
+        let made = self.wgpu.caught(|| self.wgpu.device().create_buffer(&descriptor));
+        made.map_err(|error| self.failed("create_buffer", error))
     }
 
     /// A storage buffer of at least `bytes` bytes, all zero.
@@ -114,23 +123,17 @@ impl Queue {
             });
         }
         self.wgpu.probe("create_buffer")?;
-        let scope = device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("advect storage"),
+        self.buffer(
+            "advect storage",
             size,
-            usage: wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
-            mapped_at_creation: false,
-        });
-        match pollster::block_on(scope.pop()) {
-            None => Ok(buffer),
-            Some(error) => Err(self.failed("create_buffer", error)),
-        }
+            wgpu::BufferUsages::STORAGE | wgpu::BufferUsages::COPY_SRC | wgpu::BufferUsages::COPY_DST,
+        )
     }
 
     /// Overwrites a buffer from its start, after everything recorded so far.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the bytes do not fit.
+    /// [`Error::Argument`] when the bytes do not fit; [`Error::Driver`] when the device is lost, or memory is short.
     pub fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
         if bytes.len() as u64 > buffer.size() {
             let wanted = format!("at most {} bytes", buffer.size());
@@ -138,21 +141,24 @@ impl Queue {
         }
         self.wgpu.alive("write_buffer")?;
         // A queue write happens before the next submission: launches recorded earlier go first.
-        self.submit(&mut self.open());
+        self.submit(&mut self.open())?;
         let whole = bytes.len() / 4 * 4;
-        self.queue.write_buffer(buffer, 0, &bytes[..whole]);
-        if whole < bytes.len() {
-            let mut word = [0; 4];
-            word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
-            self.queue.write_buffer(buffer, whole as u64, &word);
-        }
-        Ok(())
+        let written = self.wgpu.caught(|| {
+            self.queue.write_buffer(buffer, 0, &bytes[..whole]);
+            if whole < bytes.len() {
+                let mut word = [0; 4];
+                word[..bytes.len() - whole].copy_from_slice(&bytes[whole..]);
+                self.queue.write_buffer(buffer, whole as u64, &word);
+            }
+        });
+        written.map_err(|error| self.failed("write_buffer", error))
     }
 
     /// Waits for everything recorded and reads a buffer from its start.
     ///
     /// # Errors
-    /// [`Error::Argument`] when more is asked for than there is; [`Error::Driver`] when the device is lost.
+    /// [`Error::Argument`] when more is asked for than there is; [`Error::Driver`] when the device is lost, or memory
+    /// is short.
     pub fn read(&self, buffer: &wgpu::Buffer, bytes: &mut [u8]) -> Result<()> {
         if bytes.len() as u64 > buffer.size() {
             let wanted = format!("at most {} bytes", buffer.size());
@@ -165,16 +171,15 @@ impl Queue {
         self.wgpu.probe("create_buffer")?;
         let size = (bytes.len() as u64).next_multiple_of(4);
         let device = self.wgpu.device();
-        let staging = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("advect read"),
-            size,
-            usage: wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ,
-            mapped_at_creation: false,
+        let usage = wgpu::BufferUsages::COPY_DST | wgpu::BufferUsages::MAP_READ;
+        let staging = self.buffer("advect read", size, usage)?;
+        self.submit(&mut self.open())?;
+        let copied = self.wgpu.caught(|| {
+            let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
+            self.queue.submit([encoder.finish()]);
         });
-        self.submit(&mut self.open());
-        let mut encoder = device.create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-        encoder.copy_buffer_to_buffer(buffer, 0, &staging, 0, size);
-        self.queue.submit([encoder.finish()]);
+        copied.map_err(|error| self.failed("copy", error))?;
         let (tell, told) = std::sync::mpsc::channel();
         staging.map_async(wgpu::MapMode::Read, .., move |result| {
             // The receiver is gone only when the wait below failed, which is reported there.
