@@ -93,10 +93,13 @@ impl Device {
         let wanted = "cpu, wgpu, wgpu:N, cuda, cuda:N or auto";
         let wrong = || Failure::argument(OP, "name", wanted, format!("`{name}`"));
         let (kind, number) = name.split_once(':').map_or((name, None), |(kind, n)| (kind, Some(n)));
-        // `parse` would take a sign.
-        let digits = number.is_none_or(|n| n.bytes().all(|b| b.is_ascii_digit()));
-        let index = number.filter(|_| digits).map_or(Ok(0), str::parse::<u32>);
-        let index = index.ok().filter(|_| digits).ok_or_else(wrong)?;
+        let index = match number {
+            None => Some(0),
+            // `parse` would take a sign.
+            Some(n) if n.bytes().all(|b| b.is_ascii_digit()) => n.parse().ok(),
+            Some(_) => None,
+        };
+        let index: u32 = index.ok_or_else(wrong)?;
         let inner = match kind {
             "cpu" if number.is_none() => advect::Device::cpu(options.threads as usize)?,
             "wgpu" => wgpu(index)?,
