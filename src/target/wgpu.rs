@@ -220,9 +220,12 @@ impl Wgpu {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let scopes = [Validation, OutOfMemory, Internal].map(|filter| self.0.device.push_error_scope(filter));
         let made = make();
-        // The scopes are a stack.
-        let errors = scopes.into_iter().rev().filter_map(|scope| pollster::block_on(scope.pop()));
-        errors.fold(Ok(made), |_, error| Err(error))
+        // The scopes are a stack, of which every one is to be popped.
+        let mut caught = None;
+        for scope in scopes.into_iter().rev() {
+            caught = pollster::block_on(scope.pop()).or(caught);
+        }
+        caught.map_or(Ok(made), Err)
     }
 
     /// As an error of the driver's.
