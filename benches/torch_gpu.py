@@ -41,7 +41,7 @@ def attention(c, dtype):
     def run(backend):
         def f():
             with sdpa_kernel(backend):
-                return F.scaled_dot_product_attention(q, k, v, **grouped)
+                return F.scaled_dot_product_attention(q, k, v, is_causal=c["causal"], **grouped)
 
         return f
 

@@ -5,7 +5,10 @@
 // the sum of exponentials (l) and the weighted sum of V (o); when m rises, l and o shrink by
 // alpha = 2^(m_old - m_new). Scores are in units of log2(e): p.scale_log2e is the scale times that.
 //
-//   q, out (b, h, nq, d)   k, v (b, h, nk, d)   strides free       block -> (pair = b * heads + h, tile of queries)
+//   q, out (b, h, nq, d)   k, v (b, h / group, nk, d)   strides free   block -> (pair = b * heads + h, tile of queries)
+//
+// BAND 1: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are
+// skipped. SOFTCAP 1: scores s become cap * tanh(s / cap) first.
 //
 //              keys -> BLOCK_N
 //            +---------------+        for each tile of keys:
@@ -16,6 +19,28 @@
 //
 // attention_mma (MMA = 1): 16-bit dtypes, sm_80 and later.
 // attention_tile (MMA = 0): FP32 arithmetic, any dtype, any architecture; the twin of shaders/attention.wgsl.
+
+#define NEGATIVE_INFINITY __int_as_float(0xff800000)
+
+// The keys that query i sees: from <= key < until.
+struct Seen { int from, until; };
+
+__device__ __forceinline__ Seen seen_by(u32 i, const Params& p) {
+#if BAND
+    return {int(i) + int(p.band_from), min(int(i) + int(p.band_until), int(p.nk))};
+#else
+    return {0, int(p.nk)};
+#endif
+}
+
+// What is subtracted from scores: the maximum m, or 0 while no key was seen, so that -infinity stays what it is.
+__device__ __forceinline__ float shift_of(float m) { return BAND && m == NEGATIVE_INFINITY ? 0.0f : m; }
+
+// cap * tanh(s / cap)
+__device__ __forceinline__ float capped(float s, const Params& p) {
+    const float e = exp2f(-fabsf(s) * p.cap_rate);
+    return copysignf(p.cap * __fdividef(1.0f - e, 1.0f + e), s);
+}
 
 #if MMA
 
@@ -49,8 +74,6 @@
 #define N_TILES (BLOCK_N / 8)
 // 8-key columns multiplied together: all, where Q would be read again for each group.
 #define GROUP (Q_SHARED || N_TILES % 4 != 0 ? N_TILES : 4)
-
-#define NEGATIVE_INFINITY __int_as_float(0xff800000)
 
 // 2^x within 2 ulp; 2^-infinity is 0.
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -129,11 +152,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
     const u32 first_q = block % q_tiles * BLOCK_M;
     q += b * p.q_b + h * p.q_h;
-    k += b * p.k_b + h * p.k_h;
-    v += b * p.v_b + h * p.v_h;
+    k += b * p.k_b + h / p.group * p.k_h;
+    v += b * p.v_b + h / p.group * p.v_h;
     out += b * p.out_b + h * p.out_h;
 
-    const float scale = fabsf(p.scale_log2e);
+    // The scale of the products, and that of what is exponentiated.
+    const float dot_scale = fabsf(p.scale_log2e), scale = SOFTCAP ? 1.0f : dot_scale;
     q_t* const qt = tiles + Q_TILE;
     load_tile<BLOCK_M, Q_VEC>(qt, q, first_q, p.nq, p.d, p.q_n, p.q_d);
     cp_async_commit();
@@ -155,12 +179,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     __syncthreads();  // all have it in registers: its place is free
 #endif
 
-    const u32 steps = (p.nk + BLOCK_N - 1) / BLOCK_N;
-    if (steps > 0) {
-        load_tile<BLOCK_N, KV_VEC>(tiles, k, 0, p.nk, p.d, p.k_n, p.k_d);
-        load_tile<BLOCK_N, KV_VEC>(tiles + TILE, v, 0, p.nk, p.d, p.v_n, p.v_d);
+    // The tiles of keys that some query of the block sees, and the keys that all of them do.
+    const Seen top_row = seen_by(first_q, p), bottom_row = seen_by(min(first_q + BLOCK_M, p.nq) - 1, p);
+    const u32 begin = u32(max(top_row.from, 0)) / BLOCK_N;
+    const u32 steps = u32(max(bottom_row.until, 0) + int(BLOCK_N) - 1) / BLOCK_N;
+    const auto fetch = [&](u32 step) {
+        q_t* const tile = tiles + step % 2 * 2 * TILE;
+        load_tile<BLOCK_N, KV_VEC>(tile, k, step * BLOCK_N, p.nk, p.d, p.k_n, p.k_d);
+        load_tile<BLOCK_N, KV_VEC>(tile + TILE, v, step * BLOCK_N, p.nk, p.d, p.v_n, p.v_d);
         cp_async_commit();
-    }
+    };
+    if (begin < steps) fetch(begin);
 
     float o[ROWS][O_TILES][4];
     // Of rows g and g + 8. The sums are this lane's own columns until the end: alpha is the same for all.
@@ -181,13 +210,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
         cp_async_wait<0>();
         // This step's tiles are complete for all warps, and all have left the stage that is filled next.
         __syncthreads();
-        if (step + 1 < steps) {
-            q_t* const next = tiles + (step + 1) % 2 * 2 * TILE;
-            const u32 first = (step + 1) * BLOCK_N;
-            load_tile<BLOCK_N, KV_VEC>(next, k, first, p.nk, p.d, p.k_n, p.k_d);
-            load_tile<BLOCK_N, KV_VEC>(next + TILE, v, first, p.nk, p.d, p.v_n, p.v_d);
-            cp_async_commit();
-        }
+        if (step + 1 < steps) fetch(step + 1);
 
         // Columns come in groups, so that those of the first are compared while the next are multiplied.
         float s[ROWS][N_TILES][4] = {};
@@ -215,12 +238,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
                 }
             }
         }
+#if SOFTCAP
+#pragma unroll
+        for (u32 e = 0; e < ROWS * N_TILES * 4; ++e) {
+            float& x = s[e / (N_TILES * 4)][e / 4 % N_TILES][e % 4];
+            x = capped(x * dot_scale, p);
+        }
+#endif
         if (ragged.value) {
 #pragma unroll
-            for (u32 e = 0; e < N_TILES * 4; ++e) {
-                if (step * BLOCK_N + e / 4 * 8 + 2 * t + e % 2 >= p.nk) {
+            for (u32 e = 0; e < ROWS * 2; ++e) {
+                const Seen seen = seen_by(first_q + (threadIdx.x / 32 * ROWS + e / 2) * 16 + g + e % 2 * 8, p);
 #pragma unroll
-                    for (u32 r = 0; r < ROWS; ++r) s[r][e / 4][e % 4] = NEGATIVE_INFINITY;
+                for (u32 j = 0; j < N_TILES * 2; ++j) {
+                    const int key = step * BLOCK_N + j / 2 * 8 + 2 * t + j % 2;
+                    if ((BAND && key < seen.from) || key >= seen.until) {
+                        s[e / 2][j / 2][e % 2 * 2 + j % 2] = NEGATIVE_INFINITY;
+                    }
                 }
             }
         }
@@ -233,7 +267,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 #pragma unroll
                 for (u32 j = 0; j < N_TILES; ++j) top = fmaxf(top, fmaxf(s[r][j][2 * half], s[r][j][2 * half + 1]));
                 const float m_new = fmaxf(m[r][half], quad_max(top) * scale);
-                const float alpha = exp2_approx(m[r][half] - m_new);
+                const float alpha = exp2_approx(m[r][half] - shift_of(m_new));
                 m[r][half] = m_new;
                 l[r][half] *= alpha;
 #pragma unroll
@@ -253,8 +287,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) {
                     const float* pair = s[r][2 * kk + i / 2] + i % 2 * 2;
-                    const float x = exp2_approx(fmaf(pair[0], scale, -m[r][i % 2]));
-                    const float y = exp2_approx(fmaf(pair[1], scale, -m[r][i % 2]));
+                    const float shift = shift_of(m[r][i % 2]);
+                    const float x = exp2_approx(fmaf(pair[0], scale, -shift));
+                    const float y = exp2_approx(fmaf(pair[1], scale, -shift));
                     l[r][i % 2] += x + y;
                     pf[r][i] = pack2<q_t>(x, y);
                 }
@@ -273,16 +308,28 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
             }
         }
     };
+#if BAND
+    for (u32 step = begin; step < steps; ++step) {
+        const int first = step * BLOCK_N;
+        if (first >= bottom_row.from && first + int(BLOCK_N) <= top_row.until) {
+            advance(step, Constant<false>());
+        } else {
+            advance(step, Constant<true>());
+        }
+    }
+#else
     const u32 whole = p.nk / BLOCK_N;
     for (u32 step = 0; step < whole; ++step) advance(step, Constant<false>());
     if (whole < steps) advance(whole, Constant<true>());
+#endif
 
 #pragma unroll
     for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
             const float sum = quad_sum(l[r][half]);
-            const float scale_out = p.nk > 0 ? 1.0f / sum : 0.0f;
+            // Without a key that it sees, a query's result is 0.
+            const float scale_out = sum == 0.0f ? 0.0f : 1.0f / sum;
             const u32 row = first_q + (threadIdx.x / 32 * ROWS + r) * 16 + g + 8 * half;
             if (row >= p.nq) continue;
 #pragma unroll
@@ -346,20 +393,23 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     const u32 thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
     const u32 m_first = block % q_tiles * BLOCK_M;
     q += b * p.q_b + h * p.q_h;
-    k += b * p.k_b + h * p.k_h;
-    v += b * p.v_b + h * p.v_h;
+    k += b * p.k_b + h / p.group * p.k_h;
+    v += b * p.v_b + h / p.group * p.v_h;
     out += b * p.out_b + h * p.out_h;
     // Neighbouring threads walk the denser axis.
     const bool q_along_d = p.q_d <= p.q_n, k_along_d = p.k_d <= p.k_n, v_along_d = p.v_d <= p.v_n;
 
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
-    const float lowest = __int_as_float(0xff800000);
+    const float lowest = NEGATIVE_INFINITY;
     float4 o[CHUNKS][2];
 #pragma unroll
     for (u32 c = 0; c < CHUNKS; ++c) o[c][0] = o[c][1] = zero;
     float4 m = make_float4(lowest, lowest, lowest, lowest), l = zero;
 
-    for (u32 first = 0; first < p.nk; first += BLOCK_N) {
+    // From the tile of the first key that some query of the block sees to the last such key.
+    const u32 begin = u32(max(seen_by(m_first, p).from, 0)) / BLOCK_N * BLOCK_N;
+    const u32 end = u32(max(seen_by(min(m_first + BLOCK_M, p.nq) - 1, p).until, 0));
+    for (u32 first = begin; first < end; first += BLOCK_N) {
         float4 s[KEYS];
 #pragma unroll
         for (u32 j = 0; j < KEYS; ++j) s[j] = zero;
@@ -388,18 +438,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
 #pragma unroll
         for (u32 j = 0; j < KEYS; ++j) {
             s[j] = s[j] * p.scale_log2e;
-            if (first + tx * KEYS + j >= p.nk) s[j] = make_float4(lowest, lowest, lowest, lowest);
+#if SOFTCAP
+            s[j] = make_float4(capped(s[j].x, p), capped(s[j].y, p), capped(s[j].z, p), capped(s[j].w, p));
+#endif
+            const int key = first + tx * KEYS + j;
+#if BAND
+            const auto visible = [&](float x, u32 i) {
+                const Seen seen = seen_by(m_first + 4 * ty + i, p);
+                return key >= seen.from && key < seen.until ? x : lowest;
+            };
+            s[j] = make_float4(visible(s[j].x, 0), visible(s[j].y, 1), visible(s[j].z, 2), visible(s[j].w, 3));
+#else
+            if (key >= int(p.nk)) s[j] = make_float4(lowest, lowest, lowest, lowest);
+#endif
             top = max4(top, s[j]);
         }
         // The 16 threads of a row are neighbours in a warp.
 #pragma unroll
         for (int lane = 8; lane > 0; lane >>= 1) top = max4(top, shuffle4(top, lane));
-        const float4 alpha = exp2_of_difference(m, top);
+        const float4 shift = make_float4(shift_of(top.x), shift_of(top.y), shift_of(top.z), shift_of(top.w));
+        const float4 alpha = exp2_of_difference(m, shift);
         m = top;
         l = l * alpha;
 #pragma unroll
         for (u32 j = 0; j < KEYS; ++j) {
-            const float4 w = exp2_of_difference(s[j], m);
+            const float4 w = exp2_of_difference(s[j], shift);
             l = make_float4(l.x + w.x, l.y + w.y, l.z + w.z, l.w + w.w);
             // The tile before was read before the barriers above.
             scores[(tx * KEYS + j) * ROW + ty] = w;
@@ -436,7 +499,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     for (u32 i = 0; i < 4; ++i) {
         const u32 row = m_first + 4 * ty + i;
         if (row >= p.nq) continue;
-        const float scale = p.nk > 0 ? 1.0f / sums[i] : 0.0f;
+        // Without a key that it sees, a query's result is 0.
+        const float scale = sums[i] == 0.0f ? 0.0f : 1.0f / sums[i];
 #pragma unroll
         for (u32 c = 0; c < CHUNKS; ++c) {
 #pragma unroll

@@ -5,7 +5,10 @@
 // the sum of exponentials (l) and the weighted sum of V (o); when m rises, l and o shrink by
 // alpha = 2^(m_old - m_new). Scores are in units of log2(e): p.scale_log2e is the scale times that.
 //
-//   q, out (b, h, nq, d)   k, v (b, h, nk, d)   strides free   workgroup -> (pair = b * heads + h, tile of queries)
+//   q, out (b, h, nq, d)   k, v (b, h / group, nk, d)   strides free   workgroup -> (pair = b * heads + h, tile of queries)
+//
+// BAND: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are skipped.
+// SOFTCAP: scores s become cap * tanh(s / cap) first.
 //
 // 16 x 16 invocations (ty, tx); one owns queries 4ty..4ty+3, in each tile keys KEYS tx..KEYS tx + KEYS-1
 // (KEYS = BLOCK_N / 16), and of the result elements 2tx, 2tx + 1 of each COLS. Vectors of four hold one
@@ -16,7 +19,7 @@
 // Consts: BLOCK_M 64; BLOCK_N 32 or 64 (workgroup memory); DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS);
 //   THREADS 256; TILE_F16: slices of Q, K and V are kept in f16, which the operands are as well;
 //   LANES 1, 2, 4, 8 or 16: invocations that are certain to share a subgroup; SHUFFLE: LANES > 1;
-//   ACROSS: LANES < 16, row maxima of several subgroups meet in workgroup memory.
+//   ACROSS: LANES < 16, row maxima of several subgroups meet in workgroup memory; BAND, SOFTCAP 0|1.
 //
 // Workgroup memory:
 //
@@ -55,6 +58,14 @@ fn row_max(mine: vec4<f32>, tx: u32, ty: u32) -> vec4<f32> {
     return top;
 }
 
+#if SOFTCAP
+// cap * tanh(s / cap)
+fn capped(s: vec4<f32>) -> vec4<f32> {
+    let e = exp2(-abs(s) * p.cap_rate);
+    return sign(s) * (p.cap * ((1.0 - e) / (1.0 + e)));
+}
+#endif
+
 @compute @workgroup_size(THREADS)
 fn attention_tile(
     @builtin(workgroup_id) block_id: vec3<u32>,
@@ -71,8 +82,8 @@ fn attention_tile(
     let ty = thread / 16u;
     let m_first = block % q_tiles * BLOCK_M;
     let q_base = b * p.q_b + h * p.q_h;
-    let k_base = b * p.k_b + h * p.k_h;
-    let v_base = b * p.v_b + h * p.v_h;
+    let k_base = b * p.k_b + h / p.group * p.k_h;
+    let v_base = b * p.v_b + h / p.group * p.v_h;
     let out_base = b * p.out_b + h * p.out_h;
     // Neighbouring invocations walk the denser axis.
     let q_along_d = p.q_d <= p.q_n;
@@ -83,7 +94,19 @@ fn attention_tile(
     var m = vec4<f32>(LOWEST);
     var l = vec4<f32>(0.0);
 
-    for (var first = 0u; first < p.nk; first += BLOCK_N) {
+#if BAND
+    // The keys that some query of the block sees, and what each of this invocation's queries does.
+    let last = min(m_first + BLOCK_M, p.nq) - 1u;
+    let begin = u32(max(i32(m_first) + i32(p.band_from), 0)) / BLOCK_N * BLOCK_N;
+    let end = u32(clamp(i32(last) + i32(p.band_until), 0, i32(p.nk)));
+    let rows = vec4<i32>(i32(m_first + 4u * ty)) + vec4<i32>(0, 1, 2, 3);
+    let seen_from = rows + i32(p.band_from);
+    let seen_until = min(rows + i32(p.band_until), vec4<i32>(i32(p.nk)));
+#else
+    let begin = 0u;
+    let end = p.nk;
+#endif
+    for (var first = begin; first < end; first += BLOCK_N) {
         var s: array<vec4<f32>, KEYS>;
         for (var j = 0u; j < KEYS; j++) { s[j] = vec4<f32>(0.0); }
         for (var slice = 0u; slice < p.d; slice += DEPTH) {
@@ -117,15 +140,30 @@ fn attention_tile(
         }
         var top = m;
         for (var j = 0u; j < KEYS; j++) {
-            s[j] = select(vec4<f32>(LOWEST), s[j] * p.scale_log2e, first + tx * KEYS + j < p.nk);
+            s[j] *= p.scale_log2e;
+#if SOFTCAP
+            s[j] = capped(s[j]);
+#endif
+#if BAND
+            let key = vec4<i32>(i32(first + tx * KEYS + j));
+            s[j] = select(vec4<f32>(LOWEST), s[j], (key >= seen_from) & (key < seen_until));
+#else
+            s[j] = select(vec4<f32>(LOWEST), s[j], first + tx * KEYS + j < p.nk);
+#endif
             top = max(top, s[j]);
         }
         top = row_max(top, tx, ty);
-        let alpha = exp2(m - top);
+#if BAND
+        // Of a query that has seen no key yet every weight is 0, and not 1 for being equal to the maximum.
+        let shift = select(top, vec4<f32>(0.0), top <= vec4<f32>(LOWEST));
+#else
+        let shift = top;
+#endif
+        let alpha = exp2(m - shift);
         m = top;
         l *= alpha;
         for (var j = 0u; j < KEYS; j++) {
-            let w = exp2(s[j] - m);
+            let w = exp2(s[j] - shift);
             l += w;
             // The tile before was read before the barriers above.
             scores[(tx * KEYS + j) * ROW + ty] = w;
@@ -160,8 +198,8 @@ fn attention_tile(
     workgroupBarrier();  // the sums are complete
     l = vec4<f32>(0.0);
     for (var i = 0u; i < 16u; i++) { l += scores[ty * 16u + i]; }
-    var scale = vec4<f32>(0.0);
-    if (p.nk > 0u) { scale = 1.0 / l; }
+    // Without a key that it sees, a query's result is 0.
+    let scale = select(1.0 / l, vec4<f32>(0.0), l == vec4<f32>(0.0));
     for (var c = 0u; c < CHUNKS; c++) {
         for (var j = 0u; j < 2u; j++) {
             let x = o[c][j] * scale;

@@ -11,7 +11,7 @@ fn cross_check() {
 
 #[test]
 fn the_default_scale() {
-    assert_eq!(Attention::new(64), Attention { softmax_scale: 0.125 });
+    assert_eq!(Attention::new(64), Attention::scaled(0.125));
     assert_eq!(Attention::new(0).softmax_scale, 1.0);
 }
 
@@ -52,7 +52,7 @@ fn bad_input_is_refused() {
         views
     };
     for scale in [f32::NAN, f32::MAX, f32::INFINITY] {
-        refused(Attention { softmax_scale: scale }, "softmax_scale", [good; 4]);
+        refused(Attention::scaled(scale), "softmax_scale", [good; 4]);
     }
     // Ranks.
     refused(op, "q", with(0, (F32, &[6, 5, 4], &[20, 4, 1], 0)));
@@ -61,7 +61,17 @@ fn bad_input_is_refused() {
     refused(op, "out", with(3, (F32, &[6, 5, 4], &[20, 4, 1], 0)));
     // Sizes: batch, heads, head size, keys against values, queries against the result.
     refused(op, "k", with(1, (F32, &[1, 3, 5, 4], &[60, 20, 4, 1], 0)));
-    refused(op, "k", with(1, (F32, &[2, 1, 5, 4], &[60, 20, 4, 1], 0)));
+    // Fewer heads of K and V must divide those of Q, and be as many of both.
+    refused(op, "k", with(1, (F32, &[2, 2, 5, 4], &[60, 20, 4, 1], 0)));
+    refused(op, "k", with(1, (F32, &[2, 0, 5, 4], &[60, 20, 4, 1], 0)));
+    refused(op, "k", with(1, (F32, &[2, 6, 5, 4], &[60, 0, 4, 1], 0)));
+    refused(op, "v", with(1, (F32, &[2, 1, 5, 4], &[60, 20, 4, 1], 0)));
+    for softcap in [-1.0, 1e-31, 1e31, f32::NAN, f32::INFINITY] {
+        refused(op.softcap(softcap), "softcap", [good; 4]);
+    }
+    // More keys than a signed number counts: one, repeated.
+    let many: (Dtype, &[usize], &[usize], usize) = (F32, &[2, 3, 1 << 31, 4], &[60, 20, 0, 1], 0);
+    refused(op, "q", [good, many, many, good]);
     refused(op, "k", with(1, (F32, &[2, 3, 5, 3], &[60, 20, 4, 1], 0)));
     refused(op, "v", with(2, (F32, &[2, 3, 4, 4], &[60, 20, 4, 1], 0)));
     refused(op, "out", with(3, (F32, &[2, 3, 4, 4], &[60, 20, 4, 1], 0)));

@@ -7,7 +7,7 @@ use crate::status::{Failure, advect_status, entry};
 use crate::tensor::advect_view;
 use advect::ops::{
     Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Noise, Norm, NormArgs,
-    NormKind, Resample, ResampleArgs, Step, StepArgs,
+    NormKind, Resample, ResampleArgs, Step, StepArgs, Window,
 };
 
 /// The identity.
@@ -16,6 +16,14 @@ pub const ADVECT_ACTIVATION_NONE: u32 = 0;
 pub const ADVECT_ACTIVATION_SILU: u32 = 1;
 /// `z * Phi(z)` with the error function, not the tanh approximation.
 pub const ADVECT_ACTIVATION_GELU: u32 = 2;
+
+/// `advect_attention_args.mask`: every query sees every key.
+pub const ADVECT_MASK_NONE: u32 = 0;
+/// `advect_attention_args.mask`: a query sees no key after its place.
+pub const ADVECT_MASK_CAUSAL: u32 = 1;
+/// `advect_attention_args.mask`: a query sees `window_left` keys before its place, the one there, and `window_right`
+/// after it.
+pub const ADVECT_MASK_WINDOW: u32 = 2;
 
 /// `advect_norm_args.kind`: mean and variance over the channels of a group and all positions of one sample.
 pub const ADVECT_NORM_GROUP: u32 = 1;
@@ -117,7 +125,7 @@ pub struct advect_norm_args {
 }
 
 /// `out = softmax(softmax_scale * q k^T) v` over axes (batch, head, token, element of the head). All operands
-/// have one dtype.
+/// have one dtype. `k` and `v` may have fewer heads, which divide those of `q`.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct advect_attention_args {
@@ -125,14 +133,22 @@ pub struct advect_attention_args {
     pub struct_size: usize,
     /// Queries, `[b, h, nq, d]`.
     pub q: *const advect_view,
-    /// Keys, `[b, h, nk, d]`.
+    /// Keys, `[b, h / g, nk, d]`.
     pub k: *const advect_view,
-    /// Values, `[b, h, nk, d]`.
+    /// Values, `[b, h / g, nk, d]`.
     pub v: *const advect_view,
     /// The result, `[b, h, nq, d]`.
     pub out: *const advect_view,
     /// What the scores are multiplied with; 0 is `1 / sqrt(d)`. (For the mean of the values pass `FLT_MIN`.)
     pub softmax_scale: f32,
+    /// Scores become `softcap * tanh(score / softcap)`; 0 leaves them as they are.
+    pub softcap: f32,
+    /// `ADVECT_MASK_*`: which keys a query sees. The last query is at the place of the last key.
+    pub mask: u32,
+    /// With `ADVECT_MASK_WINDOW`, how many keys before its place a query sees; `UINT32_MAX` is all. Otherwise 0.
+    pub window_left: u32,
+    /// And how many after it.
+    pub window_right: u32,
     /// 0.
     pub reserved: u32,
 }
@@ -390,7 +406,22 @@ fn attention(
         out: o.required("out", a.out)?,
     };
     let usual = Attention::new(args.q.shape().last().copied().unwrap_or(1));
-    let op = if a.softmax_scale == 0.0 { usual } else { Attention { softmax_scale: a.softmax_scale } };
+    let op = if a.softmax_scale == 0.0 { usual } else { Attention::scaled(a.softmax_scale) };
+    let side = |n: u32| (n != u32::MAX).then_some(n);
+    let window = match (a.mask, a.window_left, a.window_right) {
+        (ADVECT_MASK_NONE, 0, 0) => Window::default(),
+        (ADVECT_MASK_CAUSAL, 0, 0) => usual.causal().window,
+        (ADVECT_MASK_WINDOW, left, right) => Window { left: side(left), right: side(right) },
+        (ADVECT_MASK_NONE | ADVECT_MASK_CAUSAL, left, right) => {
+            let wanted = "0 and 0, since only ADVECT_MASK_WINDOW has sides";
+            return Err(Failure::argument(c.op(), "window_left", wanted, format!("{left} and {right}")));
+        }
+        (other, ..) => {
+            let wanted = "ADVECT_MASK_NONE, ADVECT_MASK_CAUSAL or ADVECT_MASK_WINDOW";
+            return Err(Failure::argument(c.op(), "mask", wanted, other));
+        }
+    };
+    let op = Attention { window, softcap: a.softcap, ..op };
     o.call(device, &op, args, mode)
 }
 

@@ -186,7 +186,9 @@ fn structs_lie_as_c_lays_them() {
             struct_size, x, weight, bias, sample_bias, residual, out, stride, padding, dilation, groups, activation
         }
         advect_norm_args { struct_size, x, weight, bias, scale, shift, out, kind, groups, eps, activation }
-        advect_attention_args { struct_size, q, k, v, out, softmax_scale, reserved }
+        advect_attention_args {
+            struct_size, q, k, v, out, softmax_scale, softcap, mask, window_left, window_right, reserved
+        }
         advect_resample_args { struct_size, x, out, mode, reserved }
         advect_step_args {
             struct_size, x, table, out, seed, stream, coefficients, noise_coefficient, noise

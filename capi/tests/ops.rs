@@ -212,8 +212,15 @@ fn norm() {
 fn attention() {
     for pair in pairs() {
         for dtype in DTYPES {
-            for scale in [0.0, 0.25, f32::MIN_POSITIVE] {
-                let kv: &[u64] = &[1, 2, 9, 16];
+            let all = u32::MAX;
+            for (scale, softcap, mask, [window_left, window_right]) in [
+                (0.0, 0.0, ADVECT_MASK_NONE, [0, 0]),
+                (0.25, 0.0, ADVECT_MASK_CAUSAL, [0, 0]),
+                (f32::MIN_POSITIVE, 0.0, ADVECT_MASK_WINDOW, [2, 1]),
+                (0.0, 3.0, ADVECT_MASK_WINDOW, [all, 3]),
+                (0.0, 0.0, ADVECT_MASK_WINDOW, [1, all]),
+            ] {
+                let kv: &[u64] = &[1, 1, 9, 16];
                 let mut o = pair.operands(dtype, &[&[1, 2, 5, 16], kv, kv], &[1, 2, 5, 16]);
                 let args = advect_attention_args {
                     q: &raw const o.c[0],
@@ -221,10 +228,21 @@ fn attention() {
                     v: &raw const o.c[2],
                     out: &raw const o.out,
                     softmax_scale: scale,
+                    softcap,
+                    mask,
+                    window_left,
+                    window_right,
                     ..sized()
                 };
                 call!(pair, args, advect_attention, advect_attention_plan, advect_attention_warm);
-                let op = if scale == 0.0 { Attention::new(16) } else { Attention { softmax_scale: scale } };
+                let op = if scale == 0.0 { Attention::new(16) } else { Attention::scaled(scale) };
+                let side = |n| (n != all).then_some(n);
+                let op = match mask {
+                    ADVECT_MASK_CAUSAL => op.causal(),
+                    ADVECT_MASK_WINDOW => op.window(side(window_left), side(window_right)),
+                    _ => op,
+                };
+                let op = op.softcap(softcap);
                 pair.same(&op, &mut o, |v, out| {
                     let [q, k, v] = v.try_into().unwrap();
                     AttentionArgs { q, k, v, out }

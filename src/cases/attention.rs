@@ -12,6 +12,19 @@ use rand_chacha::ChaCha8Rng;
 /// Batch, heads, queries, keys, elements of a head.
 type Sizes = [usize; 5];
 
+/// What the name of a case says of its op besides the scale.
+fn scores(op: &Attention) -> String {
+    let mut name = String::new();
+    let keys = |side: Option<u32>| side.map_or("all".to_owned(), |n| n.to_string());
+    if !op.window.is_all() {
+        name += &format!(" window={},{}", keys(op.window.left), keys(op.window.right));
+    }
+    if op.softcap > 0.0 {
+        name += &format!(" softcap={}", op.softcap);
+    }
+    name
+}
+
 /// How the operands lie.
 #[derive(Debug, Clone, Copy, PartialEq)]
 enum Lay {
@@ -94,25 +107,61 @@ fn case(
     name: &str,
     fills: Fills,
 ) -> Case<Attention> {
+    grouped(op, dtype, sizes, sizes[1], lay, name, fills)
+}
+
+/// With fewer heads of K and V.
+fn grouped(
+    op: Attention,
+    dtype: Dtype,
+    sizes: Sizes,
+    kv: usize,
+    lay: (&str, Lay),
+    name: &str,
+    fills: Fills,
+) -> Case<Attention> {
     let [b, h, nq, nk, d] = sizes;
     let [q, k, v] = fills;
     let (layout, lay) = lay;
+    let heads = if kv == h { h.to_string() } else { format!("{h}/{kv}") };
     Case {
-        name: format!("b={b} h={h} nq={nq} nk={nk} d={d} layout={layout} values={name}"),
+        name: format!("b={b} h={heads} nq={nq} nk={nk} d={d} layout={layout}{} values={name}", scores(&op)),
         op,
         args: AttentionArgs {
             q: lay.view(0, dtype, [b, h, nq, d], q),
-            k: lay.view(1, dtype, [b, h, nk, d], k),
-            v: lay.view(2, dtype, [b, h, nk, d], v),
+            k: lay.view(1, dtype, [b, kv, nk, d], k),
+            v: lay.view(2, dtype, [b, kv, nk, d], v),
             out: lay.view(3, dtype, [b, h, nq, d], ()),
         },
     }
 }
 
+/// Windows around the edges of tiles, of 16 to 128 keys and queries: causal with as many keys as queries, with fewer (the
+/// first queries see none) and more; sliding; all on one side; nothing at all for anyone.
+fn windows() -> Vec<(Sizes, Option<u32>, Option<u32>)> {
+    vec![
+        ([1, 2, 1, 1, 8], None, Some(0)),
+        ([1, 2, 70, 70, 32], None, Some(0)),
+        ([2, 1, 65, 130, 40], None, Some(0)),
+        ([1, 1, 130, 65, 16], None, Some(0)),
+        ([1, 1, 200, 3, 7], None, Some(0)),
+        ([1, 2, 1, 90, 64], None, Some(0)),
+        ([1, 1, 300, 300, 24], Some(20), Some(0)),
+        ([1, 1, 150, 150, 72], Some(0), Some(0)),
+        ([1, 1, 129, 140, 8], Some(3), Some(5)),
+        ([1, 1, 66, 260, 33], Some(64), Some(64)),
+        ([1, 1, 70, 70, 16], Some(31), None),
+        ([1, 1, 20, 300, 16], Some(100), Some(0)),
+        ([1, 1, 90, 40, 16], Some(7), Some(3)),
+        ([1, 1, 40, 40, 16], Some(u32::MAX), Some(u32::MAX)),
+        ([1, 1, 5, 0, 16], None, Some(0)),
+    ]
+}
+
 /// Values whose scores go where a softmax is hurt. `d` is the size of a head.
 fn extremes(dtype: Dtype, nk: usize, d: usize) -> Vec<(&'static str, Attention, Fills)> {
     let op = Attention::new(d);
-    let exact = Attention { softmax_scale: 1.0 };
+    let exact = Attention::scaled(1.0);
     // One key in five is longer than the others: as Q is positive, it takes nearly all the weight.
     let spiked = (0..nk * d).map(|e| if e / d % 5 == 3 { 8.0 } else { 0.25 }).collect();
     let rising = (0..nk * d).map(|e| (e / d) as f32 * 0.125).collect();
@@ -132,8 +181,8 @@ fn extremes(dtype: Dtype, nk: usize, d: usize) -> Vec<(&'static str, Attention, 
         ("minus-ten-thousand", exact, [Fill::Constant(16.0), Fill::Constant(-20.0), Fill::Normal(1.0)]),
         ("large-v", op, [Fill::Normal(1.0), Fill::Normal(1.0), large]),
         ("tiny", op, [Fill::Normal(1e-3), Fill::Normal(1e-3), Fill::Normal(1e-3)]),
-        ("scale-negative", Attention { softmax_scale: -0.75 }, normal()),
-        ("scale-zero", Attention { softmax_scale: 0.0 }, normal()),
+        ("scale-negative", Attention::scaled(-0.75), normal()),
+        ("scale-zero", Attention::scaled(0.0), normal()),
     ]
 }
 
@@ -199,10 +248,41 @@ impl Verified for Attention {
         ] {
             add([5, 8, 66, nk, d], Lay::ALL[lay]);
         }
-        let negative = Self { softmax_scale: -0.75 };
+        let negative = Self::scaled(-0.75);
         all.push(case(negative, dtype, [5, 8, 66, 40, 72], heads, "scale-negative", normal()));
+        for (sizes, left, right) in windows() {
+            let op = Self::new(sizes[4]).window(left, right);
+            all.push(case(op, dtype, sizes, heads, "normal", normal()));
+        }
+        // A window over two tiles of queries a warp, queries in registers and in shared memory; other layouts.
+        for (nk, d, lay) in [(66, 64, 0), (130, 40, 1), (70, 128, 0), (50, 80, 2)] {
+            let op = Self::new(d).window(Some(40), Some(9));
+            all.push(case(op, dtype, [5, 8, 70, nk, d], Lay::ALL[lay], "normal", normal()));
+        }
+        for (sizes, kv, lay) in [
+            ([2, 6, 19, 33, 32], 2, 0),
+            ([1, 4, 70, 66, 40], 1, 1),
+            ([2, 8, 5, 70, 7], 4, 2),
+            ([5, 8, 66, 40, 64], 2, 0),
+            ([5, 8, 66, 40, 96], 1, 1),
+            ([1, 3, 4, 0, 8], 1, 0),
+        ] {
+            let (op, lay) = (Self::new(sizes[4]), Lay::ALL[lay]);
+            all.push(grouped(op, dtype, sizes, kv, lay, "normal", normal()));
+            all.push(grouped(op.causal(), dtype, sizes, kv, lay, "normal", normal()));
+        }
+        for (softcap, spread) in [(0.5, 1.0), (5.0, 4.0), (50.0, 8.0), (1e-30, 1.0), (1e30, 1.0)] {
+            let fills = [Fill::Normal(spread), Fill::Normal(spread), Fill::Normal(1.0)];
+            let op = Self::scaled(0.3).softcap(softcap);
+            let name = format!("spread-{spread}");
+            all.push(case(op, dtype, [1, 2, 33, 70, 32], heads, &name, fills.clone()));
+            all.push(case(op.causal(), dtype, [5, 8, 66, 65, 72], heads, &name, fills));
+        }
+        all.push(case(Self::scaled(-0.3).softcap(2.0), dtype, [1, 2, 20, 70, 32], heads, "normal", normal()));
         for (name, op, fills) in extremes(dtype, 70, 32) {
-            all.push(case(op, dtype, [1, 1, 20, 70, 32], heads, name, fills));
+            all.push(case(op, dtype, [1, 1, 20, 70, 32], heads, name, fills.clone()));
+            let window = op.window(Some(9), Some(2));
+            all.push(case(window, dtype, [1, 1, 40, 70, 32], heads, name, fills));
         }
         for (name, op, fills) in extremes(dtype, 33, 7) {
             all.push(case(op, dtype, [1, 2, 5, 33, 7], Lay::ALL[2], name, fills));
@@ -222,7 +302,16 @@ impl Verified for Attention {
         let deviation = if rng.random() { 1.0 } else { 4.0 };
         let fills = [Fill::Normal(deviation), Fill::Normal(deviation), Fill::Uniform(-2.0, 2.0)];
         let name = if deviation == 1.0 { "normal" } else { "wide" };
-        case(Self::new(sizes[4]), dtype, sizes, lay, name, fills)
+        let side = |rng: &mut ChaCha8Rng| rng.random::<bool>().then(|| rng.random_range(0..100));
+        let op = match rng.random_range(0..4) {
+            0 => Self::new(sizes[4]).causal(),
+            1 => Self::new(sizes[4]).window(side(rng), side(rng)),
+            2 => Self::new(sizes[4]).softcap(rng.random_range(0.5..30.0)),
+            _ => Self::new(sizes[4]),
+        };
+        // SharedKeys repeats its one head by a stride of 0.
+        let kv = if rng.random() { 1 } else { sizes[1] };
+        grouped(op, dtype, sizes, kv, lay, name, fills)
     }
 
     fn reference(&self, args: &AttentionArgs<Dense, ()>) -> Vec<Expected> {

@@ -13,11 +13,14 @@
 //! transposed, into blocks of up to [`WIDTH`] vectors, then takes K and V a tile of [`KEYS`] keys at a time
 //! (converted to f32, in rows along whichever axis is dense) through all its blocks: scores, running
 //! maximum, exponentials, O rescaled and added to. With one tile nothing is ever rescaled.
+//!
+//! With a window a task takes only the keys that one of its queries sees. Tiles that some do not see, and all tiles
+//! under a softcap, have their scores changed in a pass of their own.
 
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
 use crate::dtype::Element;
-use crate::ops::attention::{AttentionArgs, AttentionParams};
+use crate::ops::attention::{Attention, AttentionArgs, AttentionParams};
 use crate::target::cpu::Cpu;
 use std::ops::Range;
 
@@ -28,11 +31,12 @@ const KEYS: usize = 128;
 /// Vectors of queries in a block: with 8 rows of accumulators they fill 24 of 32 registers.
 const WIDTH: usize = 3;
 
-pub(crate) fn run(p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-    by_dtype!(args.out.dtype(), typed(p, args, cpu));
+pub(crate) fn run(op: Attention, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    let banded = !op.window.is_all();
+    by_dtype!(args.out.dtype(), typed(banded, p, args, cpu));
 }
 
-fn typed<T: Element>(p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Element>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     let AttentionArgs { q, k, v, mut out } = args;
     let (pairs, nq, d) = (p.pairs as usize, p.nq as usize, p.d as usize);
     if pairs * nq * d == 0 {
@@ -47,6 +51,7 @@ fn typed<T: Element>(p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>,
         p: *p,
         // A multiple of every vector's length.
         part: nq.div_ceil(parts).next_multiple_of(16),
+        banded,
     };
     let tasks = pairs * nq.div_ceil(call.part);
     // Several tasks a share where there are many, so that they use one scratch.
@@ -66,6 +71,8 @@ struct Call<'a, T> {
     p: AttentionParams,
     /// Queries of a task.
     part: usize,
+    /// Whether queries see but a window of the keys.
+    banded: bool,
 }
 
 /// Some tasks, run one after the other.
@@ -151,8 +158,14 @@ unsafe fn head<S: Simd, T: Element>(
     s: &mut Scratch,
 ) {
     let p = &call.p;
-    let (d, keys) = (p.d as usize, p.nk as usize);
+    let d = p.d as usize;
+    let band =
+        call.banded.then_some(Band { from: p.band_from as i32 as i64, until: p.band_until as i32 as i64 });
+    let keys = p.nk as usize;
+    let seen = band.as_ref().map_or(0..keys, |band| band.of(&queries, keys));
     let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
+    let kv_start =
+        |b_stride: u32, h_stride: u32| b * b_stride as usize + h / p.group as usize * h_stride as usize;
     // The queries as vectors, cut into blocks of nearly equal width.
     let vectors = queries.len().div_ceil(S::LANES);
     let blocks = vectors.div_ceil(WIDTH);
@@ -168,11 +181,11 @@ unsafe fn head<S: Simd, T: Element>(
             let lay = Lay { n: p.q_n as usize, e: p.q_d as usize, d };
             gather::<S, T>(from, lay, live(&v), to, v.len() * S::LANES, p.scale_log2e, &mut s.rows);
         }
-        for first in (0..keys).step_by(KEYS) {
-            let count = KEYS.min(keys - first);
-            let k = call.k.at(start(p.k_b, p.k_h) + first * p.k_n as usize);
+        for first in seen.clone().step_by(KEYS) {
+            let count = KEYS.min(seen.end - first);
+            let k = call.k.at(kv_start(p.k_b, p.k_h) + first * p.k_n as usize);
             let k = copy::<S, T>(k, Lay { n: p.k_n as usize, e: p.k_d as usize, d }, count, &mut s.k);
-            let v = call.v.at(start(p.v_b, p.v_h) + first * p.v_n as usize);
+            let v = call.v.at(kv_start(p.v_b, p.v_h) + first * p.v_n as usize);
             let v = copy::<S, T>(v, Lay { n: p.v_n as usize, e: p.v_d as usize, d }, count, &mut s.v);
             for i in 0..blocks {
                 let range = block(i);
@@ -184,11 +197,15 @@ unsafe fn head<S: Simd, T: Element>(
                     sum: s.sum.as_mut_ptr().add(at),
                     scores: s.scores.as_mut_ptr(),
                     d,
+                    cap: [p.cap, p.cap_rate],
+                    band: band.as_ref().and_then(|band| {
+                        band.within(first..first + count, queries.start + at, range.len() * S::LANES)
+                    }),
                 };
                 match range.len() {
-                    3 => state.tile::<S, 3>(k, v, count, first == 0),
-                    2 => state.tile::<S, 2>(k, v, count, first == 0),
-                    _ => state.tile::<S, 1>(k, v, count, first == 0),
+                    3 => state.tile::<S, 3>(k, v, count, first == seen.start),
+                    2 => state.tile::<S, 2>(k, v, count, first == seen.start),
+                    _ => state.tile::<S, 1>(k, v, count, first == seen.start),
                 }
             }
         }
@@ -198,7 +215,7 @@ unsafe fn head<S: Simd, T: Element>(
             let to = call.out.at(start(p.out_b, p.out_h) + (queries.start + at) * p.out_n as usize);
             let lay = Lay { n: p.out_n as usize, e: p.out_d as usize, d };
             // Without keys nothing was ever added.
-            let sum = if keys == 0 { None } else { Some(s.sum.as_ptr().add(at)) };
+            let sum = if seen.is_empty() { None } else { Some(s.sum.as_ptr().add(at)) };
             scatter::<S, T>(
                 s.o.as_ptr().add(at * d),
                 sum,
@@ -211,6 +228,47 @@ unsafe fn head<S: Simd, T: Element>(
         }
     }
 }
+
+/// A window: query `i` sees the keys from `i + from` on and before `i + until`.
+#[derive(Clone, Copy)]
+struct Band {
+    from: i64,
+    until: i64,
+}
+
+impl Band {
+    /// The keys, of `keys`, that some of the queries sees.
+    fn of(&self, queries: &Range<usize>, keys: usize) -> Range<usize> {
+        let inside = |x: i64| x.clamp(0, keys as i64) as usize;
+        let (from, until) =
+            (inside(queries.start as i64 + self.from), inside(queries.end as i64 - 1 + self.until));
+        from.min(until)..until
+    }
+
+    /// What it is for `count` queries from `first` on, counted from there, and for the keys of a tile, counted from its
+    /// first: query `i` sees key `j` where `i <= [0] + j` and `i > [1] + j`. `None` where all see all.
+    fn within(&self, tile: Range<usize>, first: usize, count: usize) -> Option<[f32; 2]> {
+        let (tile, first) = (tile.start as i64..tile.end as i64, first as i64);
+        let last = first + count as i64 - 1;
+        if tile.start >= last + self.from && tile.end <= first + self.until {
+            return None;
+        }
+        // Farther than any tile or block reaches makes no difference, and f32 holds these exactly.
+        let near = |x: i64| x.clamp(-1024, 1024) as f32;
+        Some([near(tile.start - self.from - first), near(tile.start - self.until - first)])
+    }
+}
+
+/// The numbers of queries in a block.
+const INDEX: [f32; WIDTH * 16] = {
+    let mut all = [0.0; WIDTH * 16];
+    let mut i = 0;
+    while i < all.len() {
+        all[i] = i as f32;
+        i += 1;
+    }
+    all
+};
 
 /// How the tokens of a head lie.
 #[derive(Clone, Copy)]
@@ -341,7 +399,10 @@ unsafe fn scatter<S: Simd, T: Element>(
         for first in (0..count).step_by(S::LANES) {
             let live = S::LANES.min(count - first);
             let factor = match sum {
-                Some(sum) => S::div(S::splat(1.0), S::load(sum.add(first))),
+                // A query that saw no key has a sum and a result of 0; others have a sum of 1 at least, near enough.
+                Some(sum) => {
+                    S::div(S::splat(1.0), S::max(S::splat(f32::MIN_POSITIVE), S::load(sum.add(first))))
+                }
                 None => S::splat(0.0),
             };
             if n == 1 && e != 1 {
@@ -386,7 +447,14 @@ struct Block {
     sum: *mut f32,
     scores: *mut f32,
     d: usize,
+    /// The softcap in units of log2(e), or 0, and the rate of its exponential.
+    cap: [f32; 2],
+    /// What [`Band::within`] says of the tile.
+    band: Option<[f32; 2]>,
 }
+
+/// A score that no other is below: what a hidden key has.
+const HIDDEN: f32 = -3e38;
 
 impl Block {
     /// Takes one tile of keys.
@@ -421,6 +489,9 @@ impl Block {
                 }
                 key += rows;
             }
+            if self.cap[0] > 0.0 || self.band.is_some() {
+                max = self.change::<S, W>(count, before);
+            }
             if !first {
                 for w in 0..W {
                     alpha[w] = exp2::<S>(S::sub(before[w], max[w]));
@@ -430,7 +501,10 @@ impl Block {
             for key in 0..count {
                 for w in 0..W {
                     let at = self.scores.add(key * width + w * S::LANES);
-                    let x = exp2::<S>(S::sub(S::load(at), max[w]));
+                    let mut x = exp2::<S>(S::sub(S::load(at), max[w]));
+                    if let Some(band) = self.band {
+                        x = S::mul(x, visible::<S>(band, key, w));
+                    }
                     sum[w] = S::add(sum[w], x);
                     S::store(at, x);
                 }
@@ -453,6 +527,34 @@ impl Block {
                 }
                 e += rows;
             }
+        }
+    }
+
+    /// Caps the scores of a tile and hides those of keys that a query does not see; the largest of each query, and of
+    /// `max`.
+    #[inline(always)]
+    unsafe fn change<S: Simd, const W: usize>(&self, count: usize, mut max: [S::V; W]) -> [S::V; W] {
+        // SAFETY: by the contract of `tile`.
+        unsafe {
+            let ([cap, rate], one) = (self.cap, S::splat(1.0));
+            for key in 0..count {
+                for w in 0..W {
+                    let at = self.scores.add((key * W + w) * S::LANES);
+                    let mut x = S::load(at);
+                    if cap > 0.0 {
+                        let e = exp2::<S>(S::mul(S::abs(x), S::splat(-rate)));
+                        let tanh = S::div(S::sub(one, e), S::add(one, e));
+                        x = S::copysign(S::mul(S::splat(cap), tanh), x);
+                    }
+                    if let Some(band) = self.band {
+                        let visible = visible::<S>(band, key, w);
+                        x = S::fma(x, visible, S::mul(S::sub(one, visible), S::splat(HIDDEN)));
+                    }
+                    max[w] = S::max(max[w], x);
+                    S::store(at, x);
+                }
+            }
+            max
         }
     }
 
@@ -515,6 +617,22 @@ impl Block {
                 }
             }
         }
+    }
+}
+
+/// 1 where the queries of vector `w` see a key of the tile, else 0.
+///
+/// # Safety
+/// The caller has the instructions of `S`, and `w` is below [`WIDTH`].
+#[inline(always)]
+unsafe fn visible<S: Simd>([from, until]: [f32; 2], key: usize, w: usize) -> S::V {
+    // SAFETY: by the contract; no vector has more than 16 lanes. All numbers are whole.
+    unsafe {
+        let (zero, one) = (S::splat(0.0), S::splat(1.0));
+        let i = S::load(INDEX.as_ptr().add(w * S::LANES));
+        let started = S::sub(S::splat(from + key as f32 + 1.0), i);
+        let ahead = S::sub(i, S::splat(until + key as f32));
+        S::max(zero, S::min(one, S::min(started, ahead)))
     }
 }
 

@@ -9,7 +9,7 @@ pub mod resample;
 pub mod step;
 
 pub use activation::Activation;
-pub use attention::{Attention, AttentionArgs};
+pub use attention::{Attention, AttentionArgs, Window};
 pub use conv::{Conv, ConvArgs};
 pub use matmul::{Matmul, MatmulArgs};
 pub use norm::{Norm, NormArgs, NormKind};

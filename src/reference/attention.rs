@@ -2,7 +2,8 @@
 //!
 //! `s[j] = softmax_scale * sum over e of q[e] k[j, e]`, `w[j] = exp(s[j] - max s) / sum over i of exp(s[i] - max s)`,
 //! `out[e] = sum over j of w[j] v[j, e]` (Vaswani et al. 2017, arXiv:1706.03762), for each batch entry, head and
-//! query; 0 when there are no keys.
+//! query, over the keys `j` that it sees; 0 when there are none. With a softcap `s[j]` becomes
+//! `softcap * tanh(s[j] / softcap)` first.
 //!
 //! The error bound. A kernel computes weights that are proportional to `w[j] exp(h[j])`, where `h[j]`
 //! collects, for key `j`, the errors of its score and of every exponential that it was multiplied with.
@@ -30,6 +31,10 @@
 //! smallest numbers and `L >= 1` the sum of the exponentials; and tensor cores may truncate where
 //! others round, which doubles u. Exponentials below the smallest normal number may be lost, or held
 //! there: `2^-125 |v|` a key.
+//!
+//! The tanh of a softcap does not enlarge the error of a score, as its slope is at most 1. It is computed as
+//! `(1 - e) / (1 + e)`, `e = exp(-2 |s| / softcap)`: in WGSL the error of `e` is worth at most 5 u of the result and
+//! that of its argument 2 u, difference, sum, division and the products with softcap 9 u: `20 u softcap`.
 
 use super::{Dense, Expected, U, gamma};
 use crate::dtype::Dtype;
@@ -55,26 +60,40 @@ pub fn attention(op: &Attention, args: &AttentionArgs<Dense, ()>) -> Expected {
 /// One query.
 fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], expected: &mut Expected) {
     let (q, k, v) = (args.q.memory(), args.k.memory(), args.v.memory());
-    let (keys, d) = (args.k.shape()[2], args.k.shape()[3]);
+    let (&[_, heads, queries, _], &[_, kv_heads, all, d]) = (args.q.shape(), args.k.shape()) else {
+        unreachable!("four axes each")
+    };
+    let kv = h / (heads / kv_heads.max(1)).max(1);
+    // Where the query is among the keys, and what it sees.
+    let place = i as i64 + all as i64 - queries as i64;
+    let sees = |j: usize| {
+        let ahead = j as i64 - place;
+        op.window.left.is_none_or(|left| -ahead <= i64::from(left))
+            && op.window.right.is_none_or(|right| ahead <= i64::from(right))
+    };
+    let seen: Vec<usize> = (0..all).filter(|&j| sees(j)).collect();
+    let keys = seen.len();
     let scale = f64::from(op.softmax_scale);
     let dtype = args.out.dtype();
     let (truncation, weight_u, weight_tiny) = match dtype {
         Dtype::F32 => (1, 0.0, 0.0),
         Dtype::F16 | Dtype::Bf16 => (2, dtype.unit_roundoff(), 0.5 * dtype.smallest()),
     };
-    let tiles = keys.div_ceil(TILE);
+    // A window need not start where a tile does.
+    let tiles = keys.div_ceil(TILE) + usize::from(keys < all);
+    let cap = f64::from(op.softcap);
 
     let mut scores = Vec::with_capacity(keys);
     let mut score_error = Vec::with_capacity(keys);
-    for j in 0..keys {
+    for &j in &seen {
         let (mut sum, mut magnitude) = (0.0, 0.0);
         for e in 0..d {
-            let term = scale * q.at(&[b, h, i, e]) * k.at(&[b, h, j, e]);
+            let term = scale * q.at(&[b, h, i, e]) * k.at(&[b, kv, j, e]);
             sum += term;
             magnitude += term.abs();
         }
-        scores.push(sum);
-        score_error.push(gamma(truncation * d + 6) * magnitude);
+        scores.push(if cap > 0.0 { cap * (sum / cap).tanh() } else { sum });
+        score_error.push(gamma(truncation * d + 6) * magnitude + 20.0 * U * cap);
     }
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
@@ -90,7 +109,7 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
     let floor: f64 = weights.iter().zip(&bounds).map(|(w, h)| w * (-h).exp()).sum();
 
     for e in 0..d {
-        let value = |j: usize| v.at(&[b, h, j, e]);
+        let value = |j: usize| v.at(&[b, kv, seen[j], e]);
         let exact: f64 = (0..keys).map(|j| weights[j] * value(j)).sum();
         let mut error = 0.0;
         for j in 0..keys {

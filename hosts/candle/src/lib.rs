@@ -112,9 +112,11 @@ impl Kernel for Attention {
     fn shape(&self, operands: &[Option<&Layout>]) -> Result<Shape> {
         let [Some(q), Some(k), Some(v)] = operands else { return Err(Error::UnwrapNone) };
         let (b, h, _, d) = rank4(q)?;
-        let nk = rank4(k)?.2;
-        expect("attention: k", k, (b, h, nk, d))?;
-        expect("attention: v", v, (b, h, nk, d))?;
+        let (_, kv_heads, nk, _) = rank4(k)?;
+        // As many heads as the queries have, or fewer that divide them.
+        let kv_heads = if kv_heads > 0 && h % kv_heads == 0 { kv_heads } else { h };
+        expect("attention: k", k, (b, kv_heads, nk, d))?;
+        expect("attention: v", v, (b, kv_heads, nk, d))?;
         Ok(q.shape().clone())
     }
 }

@@ -94,6 +94,20 @@ fn attention_is_candles() -> Result<()> {
             let bound = reference::attention::attention(&op, &AttentionArgs { q, k, v, out });
             judge(&ours, &theirs, bound, dtype);
         }
+        // Causal, with fewer heads of keys and values: candle's repeats them and adds minus infinity.
+        let (q, k, v) = (random(&[1, 4, 9, d]), random(&[1, 2, 9, d]), random(&[1, 2, 9, d]));
+        let op = Attention::new(d).causal();
+        let ours = attention(op, &q, &k, &v)?;
+        let repeated = |x: &Tensor| Tensor::stack(&[&exact(x); 2], 2)?.reshape((1, 4, 9, d));
+        let hidden: Vec<f64> = (0..81).map(|e| if e % 9 > e / 9 { f64::NEG_INFINITY } else { 0.0 }).collect();
+        let hidden = Tensor::from_vec(hidden, (9, 9), &device)?;
+        let scores = (exact(&q).matmul(&repeated(&k)?.t()?)? * f64::from(op.softmax_scale))?;
+        let scores = scores.broadcast_add(&hidden)?;
+        let theirs = candle_nn::ops::softmax(&scores, D::Minus1)?.matmul(&repeated(&v)?)?;
+        let out = View::contiguous((), dtype, q.dims()).unwrap();
+        let (q, k, v) = (dense(&q, dtype), dense(&k, dtype), dense(&v, dtype));
+        let bound = reference::attention::attention(&op, &AttentionArgs { q, k, v, out });
+        judge(&ours, &theirs, bound, dtype);
         // The result lies as the queries do: (b, n, h, d) again.
         let out = attention(Attention::new(d), &part(0)?, &part(1)?, &part(2)?)?;
         assert!(out.transpose(1, 2)?.is_contiguous());
@@ -316,7 +330,7 @@ fn bad_input(device: &Device) -> Result<()> {
         Error::WrappedContext { wrapped, .. } => wrapped.downcast_ref::<advect::Error>().cloned(),
         other => panic!("{other}"),
     };
-    let error = advects(refused(attention(Attention { softmax_scale: f32::NAN }, &q, &q, &q)));
+    let error = advects(refused(attention(Attention::scaled(f32::NAN), &q, &q, &q)));
     assert!(matches!(error, Some(advect::Error::Argument { arg: "softmax_scale", .. })), "{error:?}");
     let inputs = NormInputs { x: &q, weight: None, bias: None, scale: None, shift: None };
     for (groups, eps, name) in [(0, 1e-5, "groups"), (3, 1e-5, "groups"), (2, -1.0, "eps")] {

@@ -50,7 +50,7 @@ pub(crate) fn sample<M: Memory + Copy>(into: &mut impl Launch<M>, b: &Buffers<M>
                     v: heads(b.data, POINTS)?,
                     out: heads(b.mean, PARTICLES)?,
                 };
-                into.run(&Attention { softmax_scale: (t / (left * left)) as f32 }, expectation)?;
+                into.run(&Attention::scaled((t / (left * left)) as f32), expectation)?;
                 let towards = StepArgs::over([xy(b.mean)?, xy(x)?], xy(b.velocity)?)?;
                 into.run(&Step::sum(&[1.0 / left, -1.0 / left])?, towards)?;
             }

@@ -66,7 +66,7 @@ fn main() -> Result<(), Box<dyn Error>> {
                 let (x, left) = (&states[x], 1.0 - t);
                 let softmax_scale = (t / (left * left)) as f32;
                 plan.push(advect.prepare(&Step::sum(&[-t / 2.0])?, StepArgs::over([ones(1)?], third(x)?)?)?);
-                plan.push(advect.prepare(&Attention { softmax_scale }, expectation(x, &mean)?)?);
+                plan.push(advect.prepare(&Attention::scaled(softmax_scale), expectation(x, &mean)?)?);
                 let towards = Step::sum(&[1.0 / left, -1.0 / left])?;
                 plan.push(advect.prepare(&towards, StepArgs::over([xy(&mean)?, xy(x)?], xy(&velocity)?)?)?);
             }
