@@ -397,6 +397,14 @@ fn warp_masks() {
     let f = one("", "setp.lt.u32 %p1, %r0, 8;\n@%p1 bra A;\nbar.warp.sync -1;\nA:", 1, 32);
     assert_eq!(f.kind, FindingKind::WarpMask);
     clean("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;", 1, 32);
+    // Halves with masks of their own at one instruction: a lane may read in its half only.
+    let halves = |step: u32, clamp: u32| {
+        format!(
+            "setp.lt.u32 %p1, %r0, 16;\nselp.b32 %r2, 65535, -65536, %p1;\nshfl.sync.down.b32 %r1, %r0, {step}, {clamp}, %r2;"
+        )
+    };
+    clean("", &halves(8, 0x100f), 1, 32);
+    assert_eq!(one("", &halves(8, 31), 1, 32).kind, FindingKind::WarpMask);
     // After an early return the rest is together again.
     clean("", "setp.lt.u32 %p1, %r0, 8;\n@%p1 ret;\nvote.sync.ballot.b32 %r1, %p1, -1;", 1, 32);
     let nested = "setp.lt.u32 %p1, %r0, 8;\n@!%p1 bra Y;\nsetp.lt.u32 %p2, %r0, 4;\n@%p2 ret;\nadd.u32 %r1, %r0, 1;\nY: vote.sync.ballot.b32 %r2, %p1, -1;";
