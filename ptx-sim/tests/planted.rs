@@ -328,6 +328,23 @@ setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nld.global.u32 %r4, [%rd0+4];\nld
     assert!(kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace), "{list:?}");
 }
 
+#[test]
+fn the_last_block_may_overwrite_what_all_blocks_have_read() {
+    // All threads read a word; after a barrier, one thread of each block takes a ticket, and the last block's
+    // overwrites the word.
+    let body = |fence: &str, tickets: &str| {
+        format!(
+            "ld.global.u32 %r1, [%rd0+4];\nbar.sync 0;\nsetp.ne.u32 %p1, %r0, 0;\n@%p1 ret;\n{fence}
+atom.global.add.u32 %r2, [%rd0], 1;\nmov.u32 %r3, %nctaid.x;\nsub.u32 %r3, %r3, {tickets};
+setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nadd.u32 %r1, %r1, 1;\nst.global.u32 [%rd0+4], %r1;"
+        )
+    };
+    clean("", &body("membar.gl;", "1"), 5, 64);
+    assert_eq!(one("", &body("", "1"), 5, 64).kind, FindingKind::GlobalRace);
+    // The last but one does not wait for the last.
+    assert_eq!(one("", &body("membar.gl;", "2"), 5, 64).kind, FindingKind::GlobalRace);
+}
+
 const TILE: &str = ".shared .align 16 .b8 s[256];";
 
 #[test]

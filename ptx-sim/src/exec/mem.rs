@@ -393,6 +393,7 @@ impl Env<'_> {
             warp,
             lane,
             block: self.block,
+            grid: &self.cx.grid,
             generation: self.cx.gpu.generation,
             shift: self.cx.global_cell.trailing_zeros(),
             acquired: &self.acquired,
