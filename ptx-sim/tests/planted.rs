@@ -142,6 +142,22 @@ fn register_never_written() {
     assert_eq!((f.kind, f.thread), (FindingKind::UninitializedRegister, [16, 0, 0]));
     // Used, but not in what leaves the kernel.
     clean("", "add.s32 %r2, %r1, 1;\nst.global.u32 [%rd1], %r0;", 1, 1);
+    for body in [
+        "bar.red.or.pred %p1, 0, %p2;",
+        "bar.red.popc.u32 %r1, 0, %p2;",
+        "setp.eq.u32 %p1, %r0, %r0;\nset.eq.and.u32.u32 %r1, %r0, %r0, %p2;\nst.global.u32 [%rd1], %r1;",
+    ] {
+        assert_eq!(one("", body, 1, 32).kind, FindingKind::UninitializedRegister, "{body}");
+    }
+    // Barrier numbers and counts that were never written are most often invalid as well.
+    for body in ["bar.sync %r1;", "bar.sync 0, %r1;"] {
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        let result = launch(&kernel("", body), &mut gpu, p, 1, 32, Schedule::FirstWarpFirst);
+        assert!(kinds(&findings(result)).contains(&FindingKind::UninitializedRegister), "{body}");
+    }
+    let copy = "cp.async.ca.shared.global [s], [%rd0], 4, %p2;\ncp.async.wait_all;";
+    assert_eq!(one(SHARED, copy, 1, 1).kind, FindingKind::UninitializedRegister);
 }
 
 /// The kernel of `texts` with one line that contains `what` removed, by its number among them.

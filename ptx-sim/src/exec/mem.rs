@@ -666,7 +666,8 @@ impl Env<'_> {
             }
             None => [bytes; LANES],
         };
-        let ignored = ignore.map_or(0, |p| warp.pred(p).0);
+        let (ignored, undef) = ignore.map_or((0, 0), |p| warp.pred(p));
+        self.undefined(warp, undef & m, "the predicate that ignores the source");
         let mut reads = 0;
         for l in Lanes(m) {
             if size[l] > bytes {

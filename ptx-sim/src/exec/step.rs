@@ -289,9 +289,10 @@ impl Env<'_> {
                 }
             }
             Op::Set { cmp, ty, to, ftz, d, a, b, combine } => {
-                let (mut holds, undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
+                let (mut holds, mut undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
                 if let Some((op, p)) = combine {
-                    let (c, _) = warp.pred(p);
+                    let (c, undef_c) = warp.pred(p);
+                    undef |= undef_c;
                     holds = match op {
                         BoolOp::And => holds & c,
                         BoolOp::Or => holds | c,
