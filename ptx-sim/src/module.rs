@@ -34,10 +34,12 @@ const MAX_REGISTER_BYTES: u64 = 1 << 30;
 /// The order in which warps and blocks run. A correct kernel gives the same results under each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Schedule {
-    /// A warp runs until it blocks; then the lowest that can run. Blocks in ascending order.
+    /// A warp runs until it blocks, or for 2^16 instructions; then the lowest that can run. Blocks in ascending
+    /// order.
     #[default]
     FirstWarpFirst,
-    /// A warp runs until it blocks; then the highest that can run. Blocks in descending order.
+    /// A warp runs until it blocks, or for 2^16 instructions; then the highest that can run. Blocks in
+    /// descending order.
     LastWarpFirst,
     /// Warps take turns of random length in random order, and blocks come in random order, repeatably.
     Random(u64),

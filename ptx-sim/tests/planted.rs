@@ -457,6 +457,29 @@ fn loops_traps_and_stacks_end() {
 }
 
 #[test]
+fn one_runaway_block_ends_the_launch() {
+    let module = kernel("", "L: bra L;");
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    // Two million blocks of a hundred thousand steps each would take hours.
+    let list = findings(launch(&module, &mut gpu, p, 1 << 21, 32, Schedule::FirstWarpFirst));
+    assert_eq!(kinds(&list), [FindingKind::RunawayLoop]);
+}
+
+#[test]
+fn a_warp_may_wait_for_another_in_a_loop() {
+    for waiter in [0, 32] {
+        let body = format!(
+            "setp.ne.u32 %p1, %r0, {waiter};\nsetp.ne.u32 %p2, %r0, {};
+@%p2 bra A;\natom.global.exch.b32 %r1, [%rd0], 1;\nA: @%p1 ret;
+L: atom.global.add.u32 %r1, [%rd0], 0;\nsetp.eq.u32 %p3, %r1, 0;\n@%p3 bra L;",
+            32 - waiter
+        );
+        clean("", &body, 1, 64);
+    }
+}
+
+#[test]
 fn wrong_launches() {
     let module = kernel("", "");
     let mut gpu = Gpu::new();

@@ -94,6 +94,8 @@ impl Env<'_> {
                             None,
                             || format!("the warp has run {limit} instructions, the limit"),
                         );
+                        // Other blocks would run as long, one after another.
+                        self.cx.stop.store(true, Relaxed);
                         self.abort = true;
                         return Some(Stop::Blocked);
                     }
