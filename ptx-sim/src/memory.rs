@@ -118,7 +118,6 @@ impl Alloc {
 
 /// A simulated GPU's global memory. Allocations lie apart, are never reused after a free, and know for every
 /// byte whether it was written.
-#[derive(Default)]
 pub struct Gpu {
     /// By address; freed ones stay, without their memory, to be recognized.
     pub(crate) allocs: Vec<Alloc>,
@@ -128,6 +127,12 @@ pub struct Gpu {
     pub(crate) generation: u64,
     /// Modules whose variables have memory here.
     pub(crate) modules: HashSet<u64>,
+}
+
+impl Default for Gpu {
+    fn default() -> Self {
+        Self::new()
+    }
 }
 
 impl std::fmt::Debug for Gpu {
@@ -142,7 +147,7 @@ impl std::fmt::Debug for Gpu {
 impl Gpu {
     /// A GPU with nothing allocated.
     pub fn new() -> Self {
-        Self { next: HEAP, ..Self::default() }
+        Self { allocs: Vec::new(), next: HEAP, live_bytes: 0, generation: 0, modules: HashSet::new() }
     }
 
     /// Allocates `bytes` of unwritten memory, aligned to 256 bytes. Reading it before it is written is a

@@ -16,8 +16,8 @@ use crate::lexer::error;
 use crate::memory::{FUNCTION_WINDOW, Gpu};
 use crate::parser::{self, ModuleAst, VarDecl};
 
-/// Variables of modules lie from here on, every module at its own place.
-const MODULE_BASE: u64 = 0x0000_2000_0000_0000;
+/// Variables of modules lie from here on, past all windows, every module at its own place.
+const MODULE_BASE: u64 = 1 << 48;
 const MODULE_STRIDE: u64 = 1 << 36;
 const MAX_MODULE_BYTES: u64 = 256 << 20;
 static NEXT_MODULE: AtomicU64 = AtomicU64::new(0);
@@ -34,10 +34,12 @@ const MAX_REGISTER_BYTES: u64 = 1 << 30;
 /// The order in which warps and blocks run. A correct kernel gives the same results under each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Schedule {
-    /// A warp runs until it blocks; then the lowest that can run. Blocks in ascending order.
+    /// A warp runs until it blocks, or for 2^16 instructions; then the lowest that can run. Blocks in ascending
+    /// order.
     #[default]
     FirstWarpFirst,
-    /// A warp runs until it blocks; then the highest that can run. Blocks in descending order.
+    /// A warp runs until it blocks, or for 2^16 instructions; then the highest that can run. Blocks in
+    /// descending order.
     LastWarpFirst,
     /// Warps take turns of random length in random order, and blocks come in random order, repeatably.
     Random(u64),
@@ -459,8 +461,8 @@ struct Builder<'a> {
 impl<'a> Builder<'a> {
     fn new(ast: &'a ModuleAst<'a>) -> Result<Self> {
         let id = NEXT_MODULE.fetch_add(1, Relaxed);
-        // 2^10 places; later modules reuse the first, which matters only to a GPU that both run on.
-        let next = MODULE_BASE + id % 1024 * MODULE_STRIDE;
+        // 2^26 places; later modules reuse the first, which matters only to a GPU that both run on.
+        let next = MODULE_BASE + id % (1 << 26) * MODULE_STRIDE;
         Ok(Self { ast, id, next, variables: Vec::new() })
     }
 

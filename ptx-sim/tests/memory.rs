@@ -356,3 +356,19 @@ fn classes_flops_divergence() {
     assert_eq!(c.thread_instructions, 10 * 32 + 3 * 8 + 2 * 24);
     assert_eq!(c.by_class.iter().sum::<u64>(), c.warp_instructions);
 }
+
+#[test]
+fn a_default_gpu_has_nothing_at_address_zero() {
+    assert_ne!(Gpu::default().alloc(4), 0);
+}
+
+#[test]
+fn variables_of_many_modules_lie_apart() {
+    let text = ".version 7.0\n.target sm_80\n.address_size 64\n.global .align 4 .u32 v;\n";
+    let mut gpu = Gpu::new();
+    let mut seen = std::collections::HashSet::new();
+    for _ in 0..2000 {
+        let module = ptx_sim::Module::parse(text).unwrap();
+        assert!(seen.insert(module.symbol(&mut gpu, "v").unwrap()));
+    }
+}

@@ -142,6 +142,22 @@ fn register_never_written() {
     assert_eq!((f.kind, f.thread), (FindingKind::UninitializedRegister, [16, 0, 0]));
     // Used, but not in what leaves the kernel.
     clean("", "add.s32 %r2, %r1, 1;\nst.global.u32 [%rd1], %r0;", 1, 1);
+    for body in [
+        "bar.red.or.pred %p1, 0, %p2;",
+        "bar.red.popc.u32 %r1, 0, %p2;",
+        "setp.eq.u32 %p1, %r0, %r0;\nset.eq.and.u32.u32 %r1, %r0, %r0, %p2;\nst.global.u32 [%rd1], %r1;",
+    ] {
+        assert_eq!(one("", body, 1, 32).kind, FindingKind::UninitializedRegister, "{body}");
+    }
+    // Barrier numbers and counts that were never written are most often invalid as well.
+    for body in ["bar.sync %r1;", "bar.sync 0, %r1;"] {
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        let result = launch(&kernel("", body), &mut gpu, p, 1, 32, Schedule::FirstWarpFirst);
+        assert!(kinds(&findings(result)).contains(&FindingKind::UninitializedRegister), "{body}");
+    }
+    let copy = "cp.async.ca.shared.global [s], [%rd0], 4, %p2;\ncp.async.wait_all;";
+    assert_eq!(one(SHARED, copy, 1, 1).kind, FindingKind::UninitializedRegister);
 }
 
 /// The kernel of `texts` with one line that contains `what` removed, by its number among them.
@@ -328,6 +344,23 @@ setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nld.global.u32 %r4, [%rd0+4];\nld
     assert!(kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace), "{list:?}");
 }
 
+#[test]
+fn the_last_block_may_overwrite_what_all_blocks_have_read() {
+    // All threads read a word; after a barrier, one thread of each block takes a ticket, and the last block's
+    // overwrites the word.
+    let body = |fence: &str, tickets: &str| {
+        format!(
+            "ld.global.u32 %r1, [%rd0+4];\nbar.sync 0;\nsetp.ne.u32 %p1, %r0, 0;\n@%p1 ret;\n{fence}
+atom.global.add.u32 %r2, [%rd0], 1;\nmov.u32 %r3, %nctaid.x;\nsub.u32 %r3, %r3, {tickets};
+setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nadd.u32 %r1, %r1, 1;\nst.global.u32 [%rd0+4], %r1;"
+        )
+    };
+    clean("", &body("membar.gl;", "1"), 5, 64);
+    assert_eq!(one("", &body("", "1"), 5, 64).kind, FindingKind::GlobalRace);
+    // The last but one does not wait for the last.
+    assert_eq!(one("", &body("membar.gl;", "2"), 5, 64).kind, FindingKind::GlobalRace);
+}
+
 const TILE: &str = ".shared .align 16 .b8 s[256];";
 
 #[test]
@@ -397,6 +430,14 @@ fn warp_masks() {
     let f = one("", "setp.lt.u32 %p1, %r0, 8;\n@%p1 bra A;\nbar.warp.sync -1;\nA:", 1, 32);
     assert_eq!(f.kind, FindingKind::WarpMask);
     clean("", "setp.lt.u32 %p1, %r0, 16;\n@%p1 shfl.sync.bfly.b32 %r1, %r0, 1, 31, 65535;", 1, 32);
+    // Halves with masks of their own at one instruction: a lane may read in its half only.
+    let halves = |step: u32, clamp: u32| {
+        format!(
+            "setp.lt.u32 %p1, %r0, 16;\nselp.b32 %r2, 65535, -65536, %p1;\nshfl.sync.down.b32 %r1, %r0, {step}, {clamp}, %r2;"
+        )
+    };
+    clean("", &halves(8, 0x100f), 1, 32);
+    assert_eq!(one("", &halves(8, 31), 1, 32).kind, FindingKind::WarpMask);
     // After an early return the rest is together again.
     clean("", "setp.lt.u32 %p1, %r0, 8;\n@%p1 ret;\nvote.sync.ballot.b32 %r1, %p1, -1;", 1, 32);
     let nested = "setp.lt.u32 %p1, %r0, 8;\n@!%p1 bra Y;\nsetp.lt.u32 %p2, %r0, 4;\n@%p2 ret;\nadd.u32 %r1, %r0, 1;\nY: vote.sync.ballot.b32 %r2, %p1, -1;";
@@ -413,6 +454,29 @@ fn loops_traps_and_stacks_end() {
         one(".const .align 4 .u32 c = 5;", "mov.u64 %rd2, c;\nst.u32 [%rd2], %r0;", 1, 1).kind,
         FindingKind::ReadOnly
     );
+}
+
+#[test]
+fn one_runaway_block_ends_the_launch() {
+    let module = kernel("", "L: bra L;");
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    // Two million blocks of a hundred thousand steps each would take hours.
+    let list = findings(launch(&module, &mut gpu, p, 1 << 21, 32, Schedule::FirstWarpFirst));
+    assert_eq!(kinds(&list), [FindingKind::RunawayLoop]);
+}
+
+#[test]
+fn a_warp_may_wait_for_another_in_a_loop() {
+    for waiter in [0, 32] {
+        let body = format!(
+            "setp.ne.u32 %p1, %r0, {waiter};\nsetp.ne.u32 %p2, %r0, {};
+@%p2 bra A;\natom.global.exch.b32 %r1, [%rd0], 1;\nA: @%p1 ret;
+L: atom.global.add.u32 %r1, [%rd0], 0;\nsetp.eq.u32 %p3, %r1, 0;\n@%p3 bra L;",
+            32 - waiter
+        );
+        clean("", &body, 1, 64);
+    }
 }
 
 #[test]

@@ -34,6 +34,7 @@ impl Env<'_> {
         let id = self.src32(warp, args.id);
         let lane = m.trailing_zeros() as usize;
         let index = id.v[lane];
+        self.undefined(warp, id.undef & m, "the number of the barrier");
         if Lanes(m).any(|l| id.v[l] != index) || index > 15 {
             self.record(FindingKind::InvalidOperand, warp, lane, None, || {
                 format!("barrier {index}: must be the same below 16 in all lanes")
@@ -58,7 +59,9 @@ impl Env<'_> {
         let expected = match args.count {
             None => whole,
             Some(count) => {
-                let count = self.src32(warp, count).v[lane];
+                let count = self.src32(warp, count);
+                self.undefined(warp, count.undef & m, "the thread count of the barrier");
+                let count = count.v[lane];
                 if count == 0 || !count.is_multiple_of(32) || count > whole {
                     self.record(FindingKind::BarrierCount, warp, lane, None, || {
                         format!(
@@ -104,7 +107,10 @@ impl Env<'_> {
         }
         barrier.clock[warp.id as usize] = barrier.clock[warp.id as usize].max(warp.interval);
         warp.next_interval();
-        let (value, _) = warp.pred(args.p);
+        let (value, undef) = warp.pred(args.p);
+        if !matches!(args.kind, BarKind::Sync | BarKind::Arrive) {
+            self.undefined(warp, undef & m, "the predicate of the reduction");
+        }
         self.barriers[index as usize].waiting.push(Waiting {
             warp: warp.id,
             mask: m,

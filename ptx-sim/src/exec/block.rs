@@ -61,6 +61,9 @@ pub(crate) struct Env<'l> {
     pub(crate) has_avx2: bool,
 }
 
+/// Instructions after which a warp lets others run even if it need not: it may wait for one of them in a loop.
+const LONG_TURN: u64 = 1 << 16;
+
 /// Why a warp stopped running.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Stop {
@@ -190,6 +193,8 @@ impl<'l> Worker<'l> {
         }
 
         let mut ready = vec![true; count];
+        // Warps whose turn ended while they could go on, so that others come first.
+        let mut passed = vec![false; count];
         let mut rng = match cx.schedule {
             Schedule::Random(seed) => Some(Rng(seed ^ block.wrapping_mul(0x2545_f491_4f6c_dd1d))),
             _ => None,
@@ -199,17 +204,19 @@ impl<'l> Worker<'l> {
             if candidates == 0 || self.env.abort || cx.stop.load(Relaxed) {
                 break;
             }
+            if !(0..count).any(|w| ready[w] && !passed[w]) {
+                passed.fill(false);
+            }
+            let mut waits = (0..count).filter(|&w| ready[w] && !passed[w]);
             let pick = match (&cx.schedule, &mut rng) {
-                (_, Some(rng)) => {
-                    ready.iter().enumerate().filter(|(_, r)| **r).nth(rng.below(candidates as u64) as usize)
-                }
-                (Schedule::LastWarpFirst, _) => ready.iter().enumerate().rfind(|(_, r)| **r),
-                _ => ready.iter().enumerate().find(|(_, r)| **r),
+                (_, Some(rng)) => waits.nth(rng.below(candidates as u64) as usize),
+                (Schedule::LastWarpFirst, _) => waits.next_back(),
+                _ => waits.next(),
             };
-            let Some((w, _)) = pick else { break };
-            let quantum = rng.as_mut().map_or(u64::MAX, |rng| 1 + rng.below(200));
+            let Some(w) = pick else { break };
+            let quantum = rng.as_mut().map_or(LONG_TURN, |rng| 1 + rng.below(200));
             match self.env.run_warp(&mut self.warps[w], quantum) {
-                Stop::Preempted => {}
+                Stop::Preempted => passed[w] = rng.is_none(),
                 Stop::Blocked | Stop::Exited => ready[w] = false,
             }
             for waiting in std::mem::take(&mut self.env.released) {

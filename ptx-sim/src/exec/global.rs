@@ -53,6 +53,7 @@ pub(crate) struct Who<'a> {
     pub(crate) warp: &'a Warp,
     pub(crate) lane: usize,
     pub(crate) block: u64,
+    pub(crate) grid: &'a [u32; 3],
     pub(crate) generation: u64,
     pub(crate) shift: u32,
     pub(crate) acquired: &'a HashSet<u64>,
@@ -72,6 +73,12 @@ impl Who<'_> {
         let i = interval(stamp);
         // Past the last interval that a stamp can hold, order within the block is taken for granted.
         i == MAX_INTERVAL || self.warp.is_ordered(thread(stamp) as usize / 32, i)
+    }
+
+    /// Whether every other block is ordered before this one: then it matters not which of them have read.
+    fn is_last_block(&self) -> bool {
+        let known = self.acquired.len() + usize::from(!self.acquired.contains(&self.block));
+        known as u64 == self.grid.iter().map(|&n| u64::from(n)).product()
     }
 
     fn is_me(&self, stamp: u64) -> bool {
@@ -160,7 +167,7 @@ impl Who<'_> {
             let read = page.reads[cell % PAGE].load(SeqCst);
             if other.is_none() && generation(read) == self.generation {
                 let ordered = if read & BLOCKS != 0 {
-                    false
+                    self.is_last_block()
                 } else if read & MANY != 0 && block(read) == self.block {
                     (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(read)))
                 } else {

@@ -393,6 +393,7 @@ impl Env<'_> {
             warp,
             lane,
             block: self.block,
+            grid: &self.cx.grid,
             generation: self.cx.gpu.generation,
             shift: self.cx.global_cell.trailing_zeros(),
             acquired: &self.acquired,
@@ -665,7 +666,8 @@ impl Env<'_> {
             }
             None => [bytes; LANES],
         };
-        let ignored = ignore.map_or(0, |p| warp.pred(p).0);
+        let (ignored, undef) = ignore.map_or((0, 0), |p| warp.pred(p));
+        self.undefined(warp, undef & m, "the predicate that ignores the source");
         let mut reads = 0;
         for l in Lanes(m) {
             if size[l] > bytes {

@@ -94,6 +94,8 @@ impl Env<'_> {
                             None,
                             || format!("the warp has run {limit} instructions, the limit"),
                         );
+                        // Other blocks would run as long, one after another.
+                        self.cx.stop.store(true, Relaxed);
                         self.abort = true;
                         return Some(Stop::Blocked);
                     }
@@ -289,9 +291,10 @@ impl Env<'_> {
                 }
             }
             Op::Set { cmp, ty, to, ftz, d, a, b, combine } => {
-                let (mut holds, undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
+                let (mut holds, mut undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
                 if let Some((op, p)) = combine {
-                    let (c, _) = warp.pred(p);
+                    let (c, undef_c) = warp.pred(p);
+                    undef |= undef_c;
                     holds = match op {
                         BoolOp::And => holds & c,
                         BoolOp::Or => holds | c,

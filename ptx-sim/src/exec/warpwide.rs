@@ -38,7 +38,7 @@ impl Env<'_> {
         mask: Option<&Src>,
         m: u32,
     ) {
-        self.warp_mask(warp, mask, m);
+        let named = self.warp_mask(warp, mask, m);
         let [a, b, c] = [a, b, c].map(|s| self.src32(warp, s));
         let mut out = V32 { v: [0; LANES], undef: 0 };
         let mut in_range = 0;
@@ -58,14 +58,14 @@ impl Env<'_> {
             };
             let j = if valid { (j & 31) as usize } else { l };
             in_range |= u32::from(valid) << l;
-            absent |= u32::from(m >> j & 1 == 0) << l;
+            absent |= u32::from(named[l] >> j & 1 == 0) << l;
             out.v[l] = a.v[j];
             out.undef |= (a.undef >> j & 1 | b.undef >> l & 1) << l;
         }
         let absent = absent & m;
         if absent != 0 {
             self.record(FindingKind::WarpMask, warp, absent.trailing_zeros() as usize, None, || {
-                format!("lanes {absent:#010x} read from lanes that do not execute this shuffle (only {m:#010x} do)")
+                format!("lanes {absent:#010x} read from lanes that do not execute this shuffle, or that their mask does not name ({m:#010x} execute it)")
             });
         }
         warp.put32(d, &out, m);
