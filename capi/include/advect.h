@@ -66,6 +66,16 @@
 // `z * Phi(z)` with the error function, not the tanh approximation.
 #define ADVECT_ACTIVATION_GELU 2
 
+// `advect_attention_args.mask`: every query sees every key.
+#define ADVECT_MASK_NONE 0
+
+// `advect_attention_args.mask`: a query sees no key after its place.
+#define ADVECT_MASK_CAUSAL 1
+
+// `advect_attention_args.mask`: a query sees `window_left` keys before its place, the one there, and `window_right`
+// after it.
+#define ADVECT_MASK_WINDOW 2
+
 // `advect_norm_args.kind`: mean and variance over the channels of a group and all positions of one sample.
 #define ADVECT_NORM_GROUP 1
 
@@ -297,20 +307,28 @@ typedef struct advect_norm_args {
 } advect_norm_args;
 
 // `out = softmax(softmax_scale * q k^T) v` over axes (batch, head, token, element of the head). All operands
-// have one dtype.
+// have one dtype. `k` and `v` may have fewer heads, which divide those of `q`.
 typedef struct advect_attention_args {
     // `sizeof(advect_attention_args)`.
     size_t struct_size;
     // Queries, `[b, h, nq, d]`.
     const struct advect_view *q;
-    // Keys, `[b, h, nk, d]`.
+    // Keys, `[b, h / g, nk, d]`.
     const struct advect_view *k;
-    // Values, `[b, h, nk, d]`.
+    // Values, `[b, h / g, nk, d]`.
     const struct advect_view *v;
     // The result, `[b, h, nq, d]`.
     const struct advect_view *out;
     // What the scores are multiplied with; 0 is `1 / sqrt(d)`. (For the mean of the values pass `FLT_MIN`.)
     float softmax_scale;
+    // Scores become `softcap * tanh(score / softcap)`; 0 leaves them as they are.
+    float softcap;
+    // `ADVECT_MASK_*`: which keys a query sees. The last query is at the place of the last key.
+    uint32_t mask;
+    // With `ADVECT_MASK_WINDOW`, how many keys before its place a query sees; `UINT32_MAX` is all. Otherwise 0.
+    uint32_t window_left;
+    // And how many after it.
+    uint32_t window_right;
     // 0.
     uint32_t reserved;
 } advect_attention_args;

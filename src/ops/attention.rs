@@ -9,8 +9,8 @@ use crate::view::View;
 /// Attention over heads: `out = softmax(softmax_scale * Q K^T) V`, the softmax taken over the keys that a query sees.
 ///
 /// K and V may have fewer heads than Q, by a whole factor: query head `h` then uses head `h / (heads of Q / heads of K)`
-/// (grouped and multi-query attention). [`Attention::causal`] and [`Attention::window`] hide keys from queries,
-/// [`Attention::softcap`] bounds the scores. A query that sees no key has the result 0.
+/// (grouped and multi-query attention). [`Attention::causal`] and [`Attention::window()`] hide keys from queries,
+/// [`Attention::softcap()`] bounds the scores. A query that sees no key has the result 0.
 ///
 /// Computed with the online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): scores exist one
 /// tile at a time, never as an `nq` by `nk` matrix. Scores of any finite size are safe: each is compared
