@@ -246,10 +246,10 @@ impl Verified for Attention {
             (70, 128, 0),
             (33, 128, 2),
         ] {
-            add([5, 8, 66, nk, d], Lay::ALL[lay]);
+            add([5, 4, 66, nk, d], Lay::ALL[lay]);
         }
         let negative = Self::scaled(-0.75);
-        all.push(case(negative, dtype, [5, 8, 66, 40, 72], heads, "scale-negative", normal()));
+        all.push(case(negative, dtype, [5, 4, 66, 40, 72], heads, "scale-negative", normal()));
         for (sizes, left, right) in windows() {
             let op = Self::new(sizes[4]).window(left, right);
             all.push(case(op, dtype, sizes, heads, "normal", normal()));
@@ -257,14 +257,14 @@ impl Verified for Attention {
         // A window over two tiles of queries a warp, queries in registers and in shared memory; other layouts.
         for (nk, d, lay) in [(66, 64, 0), (130, 40, 1), (70, 128, 0), (50, 80, 2)] {
             let op = Self::new(d).window(Some(40), Some(9));
-            all.push(case(op, dtype, [5, 8, 70, nk, d], Lay::ALL[lay], "normal", normal()));
+            all.push(case(op, dtype, [5, 4, 70, nk, d], Lay::ALL[lay], "normal", normal()));
         }
         for (sizes, kv, lay) in [
             ([2, 6, 19, 33, 32], 2, 0),
             ([1, 4, 70, 66, 40], 1, 1),
             ([2, 8, 5, 70, 7], 4, 2),
-            ([5, 8, 66, 40, 64], 2, 0),
-            ([5, 8, 66, 40, 96], 1, 1),
+            ([5, 4, 66, 40, 64], 2, 0),
+            ([5, 4, 66, 40, 96], 1, 1),
             ([1, 3, 4, 0, 8], 1, 0),
         ] {
             let (op, lay) = (Self::new(sizes[4]), Lay::ALL[lay]);
@@ -276,7 +276,7 @@ impl Verified for Attention {
             let op = Self::scaled(0.3).softcap(softcap);
             let name = format!("spread-{spread}");
             all.push(case(op, dtype, [1, 2, 33, 70, 32], heads, &name, fills.clone()));
-            all.push(case(op.causal(), dtype, [5, 8, 66, 65, 72], heads, &name, fills));
+            all.push(case(op.causal(), dtype, [5, 4, 66, 65, 72], heads, &name, fills));
         }
         all.push(case(Self::scaled(-0.3).softcap(2.0), dtype, [1, 2, 20, 70, 32], heads, "normal", normal()));
         for (name, op, fills) in extremes(dtype, 70, 32) {
