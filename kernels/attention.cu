@@ -51,10 +51,10 @@ __device__ __forceinline__ float capped(float s, const Params& p) {
 //      because accumulator and A fragments have the same rows and columns in a lane: P never leaves registers.
 //   Q: A fragments: loaded once and kept in registers, or, of large heads (Q_SHARED), from shared memory each time.
 //   K: B fragments of K^T, which is K row-major: ldmatrix. V: B fragments of V: ldmatrix.trans. Each serves
-//      ROWS products: with ROWS = 2, shared memory is read half as often, which is what limits ROWS = 1.
+//      ROWS products: with ROWS = 2, shared memory is read half as often.
 //
 // Consts: HEAD_DIM 16..256, a multiple of 16, elements past p.d are zeros; ROWS 1 or 2; BLOCK_M = 64 ROWS; BLOCK_N 16,
-//   32 or 64 (speed and shared memory); THREADS 128; KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks,
+//   32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP 0|1; THREADS 128; KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks,
 //   copied by cp.async, otherwise element by element; OUT_VEC: rows of out hold aligned pairs.
 //
 // Shared memory (dynamic), tiles of PITCH = HEAD_DIM + 8 elements a row, so that eight rows at the same column start
@@ -347,7 +347,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 // thread's queries. The head is taken in slices: DEPTH elements of Q and K at a time, then COLS of V,
 // so that shared memory does not grow with it.
 //
-// Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS); THREADS 256.
+// Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS); THREADS 256; BAND,
+//   SOFTCAP 0|1.
 //
 // Shared memory (dynamic, floats):
 //
