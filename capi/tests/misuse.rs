@@ -275,6 +275,14 @@ fn operands_and_options() {
         refused(advect_step(device, &raw const step), no, "zeros beside a table");
         let scale = advect_attention_args { softmax_scale: f32::NAN, ..sized() };
         refused(advect_attention(device, &raw const scale), no, "attention: `q`: wanted a pointer");
+        let (q, o) = (t(&[1, 1, 2, 4]), t(&[1, 1, 2, 4]));
+        let (q, out) = (&raw const q, &raw const o);
+        let mask = advect_attention_args { q, k: q, v: q, out, mask: 3, ..sized() };
+        refused(advect_attention(device, &raw const mask), no, "`mask`: wanted ADVECT_MASK_NONE");
+        let side = advect_attention_args { mask: ADVECT_MASK_CAUSAL, window_left: 1, ..mask };
+        refused(advect_attention(device, &raw const side), no, "`window_left`: wanted 0 and 0");
+        let softcap = advect_attention_args { mask: ADVECT_MASK_NONE, softcap: -1.0, ..mask };
+        refused(advect_attention(device, &raw const softcap), no, "`softcap`: wanted 0");
         let mut plan: advect_plan = sized();
         plan.struct_size = 3;
         refused(advect_conv_plan(device, &raw const conv, &raw mut plan), no, "`plan`");
