@@ -31,12 +31,12 @@ fn attention(c: &mut Criterion) {
                 group.bench_function(format!("{name}_{layout}_{dtype}_{threads}t"), |bench| {
                     bench.iter(|| {
                         // Each order swaps two axes at most, so it is its own reverse.
-                        let args = AttentionArgs {
-                            q: q.view().permute(&order).expect("an order"),
-                            k: k.view().permute(&order).expect("an order"),
-                            v: v.view().permute(&order).expect("an order"),
-                            out: out.view_mut().permute(&order).expect("an order"),
-                        };
+                        let args = AttentionArgs::new(
+                            q.view().permute(&order).expect("an order"),
+                            k.view().permute(&order).expect("an order"),
+                            v.view().permute(&order).expect("an order"),
+                            out.view_mut().permute(&order).expect("an order"),
+                        );
                         device.run(&Attention::new(d), args).expect("runs");
                     });
                 });

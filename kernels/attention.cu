@@ -1,46 +1,106 @@
-// Attention: out = softmax(softmax_scale * Q K^T) V, the softmax over the keys, for each batch entry and head.
+// Attention: out = softmax(softmax_scale * Q K^T + bias) V, the softmax over the keys, for each batch entry and head.
 //
 // The online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): a block owns BLOCK_M queries of one
 // head and walks over the keys, BLOCK_N at a time. Of each query it keeps the largest score so far (m),
 // the sum of exponentials (l) and the weighted sum of V (o); when m rises, l and o shrink by
 // alpha = 2^(m_old - m_new). Scores are in units of log2(e): p.scale_log2e is the scale times that.
 //
-//   q, out (b, h, nq, d)   k, v (b, h / group, nk, d)   strides free   block -> (pair = b * heads + h, tile of queries)
+//   q (b, h, nq, d)   k (b, h / group, nk, d)   v (b, h / group, nk, dv)   out (b, h, nq, dv)   bias, mask (b, h, nq, nk)
+//   lse (b, h, nq)    q_lengths, k_lengths (b)   slopes (b, h)   sinks (h)     strides free
+//   block -> (pair = b * heads + h, tile of queries)
 //
 // BAND 1: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are
-// skipped. SOFTCAP 1: scores s become cap * tanh(s / cap) first.
+// skipped. SOFTCAP 1: scores s become cap * tanh(s / cap) first. CHANGED 1: there is a softcap, a bias, a mask or slopes.
+// HIDES 1: a tile may hide all its keys from a query, by a band, a bias or a mask.
 //
 //              keys -> BLOCK_N
 //            +---------------+        for each tile of keys:
 //    queries | S = Q K^T     |          S = Q K^T            m_new = max(m, row max of S)
 //    BLOCK_M | P = 2^(S - m) |          alpha = 2^(m - m_new), P = 2^(S - m_new)
 //            +---------------+          l = alpha l + row sum of P,  o = alpha o + P V
-//                                     out = o / l, and 0 without keys
+//                                     out = o / l, and 0 without keys;  lse = (m + log2 l) / log2(e)
 //
 // attention_mma (MMA = 1): 16-bit dtypes, sm_80 and later.
 // attention_tile (MMA = 0): FP32 arithmetic, any dtype, any architecture; the twin of shaders/attention.wgsl.
 
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
+#define LOG2_E 1.4426950408889634f
+#define LN_2 0.6931471805599453f
+// A bias that is no more than this hides its key.
+#define HIDING_BIAS (-1e38f)
 
-// The keys that query i sees: from <= key < until.
+// What a block works on: batch entry, head, first query; and the sequence: it has q_length queries and k_length keys.
+struct Head {
+    u32 b, h, first_q;
+    int q_length, k_length;
+};
+
+__device__ __forceinline__ Head head_of(u32 pair, u32 first_q, const q_lengths_t* q_lengths, const k_lengths_t* k_lengths,
+                                        const Params& p) {
+    Head head = {pair / p.heads, pair % p.heads, first_q, int(p.nq), int(p.nk)};
+#if HAS_Q_LENGTHS
+    head.q_length = min(max(q_lengths[head.b * p.q_lengths_b], 0), head.q_length);
+#endif
+#if HAS_K_LENGTHS
+    head.k_length = min(max(k_lengths[head.b * p.k_lengths_b], 0), head.k_length);
+#endif
+    return head;
+}
+
+// The keys that query i sees: from <= key < until. The last query and the last key of a sequence are at one place.
 struct Seen { int from, until; };
 
-__device__ __forceinline__ Seen seen_by(u32 i, const Params& p) {
+__device__ __forceinline__ Seen seen_by(u32 i, const Head& head, const Params& p) {
 #if BAND
-    return {int(i) + int(p.band_from), min(int(i) + int(p.band_until), int(p.nk))};
+    const int at = int(i) + (head.k_length - int(p.nk)) - (head.q_length - int(p.nq));
+    return {at + int(p.band_from), min(at + int(p.band_until), head.k_length)};
 #else
-    return {0, int(p.nk)};
+    return {0, head.k_length};
 #endif
 }
 
+// Whether the sequence has query i, which the operands have.
+__device__ __forceinline__ bool inside(u32 i, const Head& head) { return !HAS_Q_LENGTHS || int(i) < head.q_length; }
+
+// The keys that some query of a block of BLOCK_M sees.
+__device__ __forceinline__ Seen seen_by_some(const Head& head, const Params& p) {
+    if (!inside(head.first_q, head)) return {0, 0};
+    if (!BAND) return {0, head.k_length};
+    const u32 last_q = min(head.first_q + BLOCK_M, u32(head.q_length)) - 1;
+    return {max(seen_by(head.first_q, head, p).from, 0), max(seen_by(last_q, head, p).until, 0)};
+}
+
 // What is subtracted from scores: the maximum m, or 0 while no key was seen, so that -infinity stays what it is.
-__device__ __forceinline__ float shift_of(float m) { return BAND && m == NEGATIVE_INFINITY ? 0.0f : m; }
+__device__ __forceinline__ float shift_of(float m) { return HIDES && m == NEGATIVE_INFINITY ? 0.0f : m; }
 
 // cap * tanh(s / cap)
 __device__ __forceinline__ float capped(float s, const Params& p) {
     const float e = exp2f(-fabsf(s) * p.cap_rate);
     return copysignf(p.cap * __fdividef(1.0f - e, 1.0f + e), s);
 }
+
+// The score s of query i and a key, both inside their axes, as bias, mask and slope change it. Those of the head: bias,
+// mask, and the slope times log2(e).
+__device__ __forceinline__ float changed(float s, u32 i, u32 key, const Head& head, const bias_t* bias, const mask_t* mask,
+                                         float slope, const Params& p) {
+#if SOFTCAP
+    s = capped(s, p);
+#endif
+#if HAS_SLOPES
+    s = fmaf(-slope, float(abs(int(i) + head.k_length - head.q_length - int(key))), s);
+#endif
+#if HAS_BIAS
+    const float x = to_f32(bias[i * p.bias_q + key * p.bias_k]);
+    s = x <= HIDING_BIAS ? NEGATIVE_INFINITY : fmaf(x, LOG2_E, s);
+#endif
+#if HAS_MASK
+    if (mask[i * p.mask_q + key * p.mask_k] == 0) s = NEGATIVE_INFINITY;
+#endif
+    return s;
+}
+
+// The logarithm of the sum l of exponentials, of scores that were reduced by m.
+__device__ __forceinline__ float lse_of(float m, float l) { return l == 0.0f ? NEGATIVE_INFINITY : (m + log2f(l)) * LN_2; }
 
 #if MMA
 
@@ -53,12 +113,13 @@ __device__ __forceinline__ float capped(float s, const Params& p) {
 //   K: B fragments of K^T, which is K row-major: ldmatrix. V: B fragments of V: ldmatrix.trans. Each serves
 //      ROWS products: with ROWS = 2, shared memory is read half as often.
 //
-// Consts: HEAD_DIM 16..256, a multiple of 16, elements past p.d are zeros; ROWS 1 or 2; BLOCK_M = 64 ROWS; BLOCK_N 16,
-//   32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP 0|1; THREADS 128; KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks,
-//   copied by cp.async, otherwise element by element; OUT_VEC: rows of out hold aligned pairs.
+// Consts: HEAD_DIM, V_DIM 16..256, multiples of 16, elements past p.d and p.dv are zeros; ROWS 1 or 2; BLOCK_M = 64 ROWS;
+//   BLOCK_N 16, 32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP, CHANGED, HIDES 0|1; THREADS 128;
+//   KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks, copied by cp.async, otherwise element by element;
+//   OUT_VEC: rows of out hold aligned pairs.
 //
-// Shared memory (dynamic), tiles of PITCH = HEAD_DIM + 8 elements a row, so that eight rows at the same column start
-// in different groups of banks and ldmatrix meets no conflict:
+// Shared memory (dynamic), rows of PITCH = HEAD_DIM + 8 elements, of V of V_PITCH = V_DIM + 8, so that eight rows at the
+// same column start in different groups of banks and ldmatrix meets no conflict:
 //
 //   [ K stage 0 | V stage 0 | K stage 1 | V stage 1 ]     each BLOCK_N rows
 //   [ Q ]                                                 BLOCK_M rows: behind them if Q_SHARED, else in their place
@@ -67,10 +128,12 @@ __device__ __forceinline__ float capped(float s, const Params& p) {
 #include "common/mma.cuh"
 
 #define PITCH (HEAD_DIM + 8)
-#define TILE (BLOCK_N * PITCH)
-#define Q_TILE (Q_SHARED ? 4 * TILE : 0)
+#define V_PITCH (V_DIM + 8)
+#define K_TILE (BLOCK_N * PITCH)
+#define STAGE (K_TILE + BLOCK_N * V_PITCH)
+#define Q_TILE (Q_SHARED ? 2 * STAGE : 0)
 #define DEPTHS (HEAD_DIM / 16)
-#define O_TILES (HEAD_DIM / 8)
+#define O_TILES (V_DIM / 8)
 #define N_TILES (BLOCK_N / 8)
 // 8-key columns multiplied together: all, where Q would be read again for each group.
 #define GROUP (Q_SHARED || N_TILES % 4 != 0 ? N_TILES : 4)
@@ -82,32 +145,36 @@ __device__ __forceinline__ float exp2_approx(float x) {
     return y;
 }
 
-// Brings tokens first..first + COUNT of one head, of n in all, to shared memory. What lies outside becomes 0: a
-// weight of 0 times whatever shared memory held could be NaN.
-template <u32 COUNT, bool VEC>
+// Brings tokens first..first + COUNT of one head, of n in all, to rows of WIDTH elements and 8 of padding in shared
+// memory. What lies outside becomes 0: a weight of 0 times whatever shared memory held could be NaN.
+template <u32 COUNT, u32 WIDTH, bool VEC>
 __device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first, u32 n, u32 d, u32 s_n, u32 s_d) {
     if (VEC) {
-        const u32 chunks = HEAD_DIM / 8, total = COUNT * chunks;
+        const u32 chunks = WIDTH / 8, total = COUNT * chunks;
 #pragma unroll 2
         for (u32 i = 0; i < (total + THREADS - 1) / THREADS; ++i) {
             const u32 c = threadIdx.x + i * THREADS, row = c / chunks, col = c % chunks * 8;
             if (total % THREADS != 0 && c >= total) break;
             const bool inside = first + row < n && col < d;
-            cp_async16(tile + row * PITCH + col, from + (inside ? (first + row) * s_n + col : 0), inside ? 16 : 0);
+            cp_async16(tile + row * (WIDTH + 8) + col, from + (inside ? (first + row) * s_n + col : 0), inside ? 16 : 0);
         }
     } else {
         // Neighbouring threads walk the denser axis.
         const bool along_d = s_d <= s_n;
 #pragma unroll 4
-        for (u32 e = threadIdx.x; e < COUNT * HEAD_DIM; e += THREADS) {
-            const u32 row = along_d ? e / HEAD_DIM : e % COUNT;
-            const u32 col = along_d ? e % HEAD_DIM : e / COUNT;
+        for (u32 e = threadIdx.x; e < COUNT * WIDTH; e += THREADS) {
+            const u32 row = along_d ? e / WIDTH : e % COUNT;
+            const u32 col = along_d ? e % WIDTH : e / COUNT;
             q_t x = {0};
             if (first + row < n && col < d) x = from[(first + row) * s_n + col * s_d];
-            tile[row * PITCH + col] = x;
+            tile[row * (WIDTH + 8) + col] = x;
         }
     }
 }
+
+// Where the tiles of a step start. Half a stage times 0 or 2: of a stage times 0 or 1 the compiler makes something that takes
+// a register more, which large heads do not have on sm_100.
+__device__ __forceinline__ u32 stage_of(u32 step) { return step % 2 * 2 * (STAGE / 2); }
 
 // The A fragments of this warp's queries at elements kk * 16 .. kk * 16 + 16. Matrices: rows 0-7 and 8-15, then the
 // same rows 8 elements on.
@@ -124,10 +191,10 @@ template <bool B> struct Constant { static const bool value = B; };
 
 __device__ __forceinline__ void store_row(out_t* out, u32 row, u32 col, float x, float y, const Params& p) {
 #if OUT_VEC
-    if (col < p.d) *reinterpret_cast<u32*>(out + row * p.out_n + col) = pack2<out_t>(x, y);
+    if (col < p.dv) *reinterpret_cast<u32*>(out + row * p.out_n + col) = pack2<out_t>(x, y);
 #else
-    if (col < p.d) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(x);
-    if (col + 1 < p.d) out[row * p.out_n + (col + 1) * p.out_d] = from_f32<out_t>(y);
+    if (col < p.dv) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(x);
+    if (col + 1 < p.dv) out[row * p.out_n + (col + 1) * p.out_d] = from_f32<out_t>(y);
 #endif
 }
 
@@ -148,18 +215,18 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     const u32 q_tiles = (p.nq + BLOCK_M - 1) / BLOCK_M;
     const u32 pair = block / q_tiles;
     if (pair >= p.pairs) return;
-    const u32 b = pair / p.heads, h = pair % p.heads;
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const u32 first_q = block % q_tiles * BLOCK_M;
+    const Head head = head_of(pair, block % q_tiles * BLOCK_M, q_lengths, k_lengths, p);
+    const u32 b = head.b, h = head.h, first_q = head.first_q;
     q += b * p.q_b + h * p.q_h;
     k += b * p.k_b + h / p.group * p.k_h;
     v += b * p.v_b + h / p.group * p.v_h;
     out += b * p.out_b + h * p.out_h;
 
     // The scale of the products, and that of what is exponentiated.
-    const float dot_scale = fabsf(p.scale_log2e), scale = SOFTCAP ? 1.0f : dot_scale;
+    const float dot_scale = fabsf(p.scale_log2e), scale = CHANGED ? 1.0f : dot_scale;
     q_t* const qt = tiles + Q_TILE;
-    load_tile<BLOCK_M, Q_VEC>(qt, q, first_q, p.nq, p.d, p.q_n, p.q_d);
+    load_tile<BLOCK_M, HEAD_DIM, Q_VEC>(qt, q, first_q, p.nq, p.d, p.q_n, p.q_d);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // the tile of Q is complete for all warps
@@ -179,18 +246,32 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     __syncthreads();  // all have it in registers: its place is free
 #endif
 
-    // The tiles of keys that some query of the block sees, and the keys that all of them do.
-    const Seen top_row = seen_by(first_q, p), bottom_row = seen_by(min(first_q + BLOCK_M, p.nq) - 1, p);
-    const u32 begin = u32(max(top_row.from, 0)) / BLOCK_N;
-    const u32 steps = u32(max(bottom_row.until, 0) + int(BLOCK_N) - 1) / BLOCK_N;
+    const Seen some = seen_by_some(head, p);
+    const u32 begin = u32(some.from) / BLOCK_N, steps = (u32(some.until) + BLOCK_N - 1) / BLOCK_N;
     const auto fetch = [&](u32 step) {
-        q_t* const tile = tiles + step % 2 * 2 * TILE;
-        load_tile<BLOCK_N, KV_VEC>(tile, k, step * BLOCK_N, p.nk, p.d, p.k_n, p.k_d);
-        load_tile<BLOCK_N, KV_VEC>(tile + TILE, v, step * BLOCK_N, p.nk, p.d, p.v_n, p.v_d);
+        q_t* const tile = tiles + stage_of(step);
+        load_tile<BLOCK_N, HEAD_DIM, KV_VEC>(tile, k, step * BLOCK_N, p.nk, p.d, p.k_n, p.k_d);
+        load_tile<BLOCK_N, V_DIM, KV_VEC>(tile + K_TILE, v, step * BLOCK_N, p.nk, p.dv, p.v_n, p.v_d);
         cp_async_commit();
     };
     if (begin < steps) fetch(begin);
 
+#if HAS_BIAS
+    bias += b * p.bias_b + h * p.bias_h;
+#endif
+#if HAS_MASK
+    mask += b * p.mask_b + h * p.mask_h;
+#endif
+#if HAS_SLOPES
+    const float slope = slopes[b * p.slopes_b + h * p.slopes_h] * LOG2_E;
+#else
+    const float slope = 0.0f;
+#endif
+#if HAS_SINKS
+    const float sink = sinks[h * p.sinks_h] * LOG2_E;
+#else
+    const float sink = NEGATIVE_INFINITY;
+#endif
     float o[ROWS][O_TILES][4];
     // Of rows g and g + 8. The sums are this lane's own columns until the end: alpha is the same for all.
     float m[ROWS][2], l[ROWS][2];
@@ -198,15 +279,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
         for (u32 j = 0; j < O_TILES; ++j) o[r][j][0] = o[r][j][1] = o[r][j][2] = o[r][j][3] = 0.0f;
-        m[r][0] = m[r][1] = NEGATIVE_INFINITY;
-        l[r][0] = l[r][1] = 0.0f;
+        // A sink was seen before all keys: its exponential is 2^(sink - m) = 1.
+        m[r][0] = m[r][1] = sink;
+        l[r][0] = l[r][1] = HAS_SINKS && t == 0 ? 1.0f : 0.0f;
     }
 
     // One tile of keys. Whether it may reach past the last key is known at compile time: tests of every score would
     // keep the compiler from overlapping the products with the softmax.
     const auto advance = [&](u32 step, auto ragged) {
-        q_t* const kt = tiles + step % 2 * 2 * TILE;
-        q_t* const vt = kt + TILE;
+        q_t* const kt = tiles + stage_of(step);
+        q_t* const vt = kt + K_TILE;
         cp_async_wait<0>();
         // This step's tiles are complete for all warps, and all have left the stage that is filled next.
         __syncthreads();
@@ -238,17 +320,24 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
                 }
             }
         }
-#if SOFTCAP
+#if CHANGED
 #pragma unroll
-        for (u32 e = 0; e < ROWS * N_TILES * 4; ++e) {
-            float& x = s[e / (N_TILES * 4)][e / 4 % N_TILES][e % 4];
-            x = capped(x * dot_scale, p);
+        for (u32 e = 0; e < ROWS * 2; ++e) {
+            // Rows and keys outside are not read: what becomes of them is of no account.
+            const u32 row = min(first_q + (threadIdx.x / 32 * ROWS + e / 2) * 16 + g + e % 2 * 8, p.nq - 1);
+#pragma unroll
+            for (u32 j = 0; j < N_TILES * 2; ++j) {
+                const u32 key = min(step * BLOCK_N + j / 2 * 8 + 2 * t + j % 2, p.nk - 1);
+                float& x = s[e / 2][j / 2][e % 2 * 2 + j % 2];
+                x = changed(x * dot_scale, row, key, head, bias, mask, slope, p);
+            }
         }
 #endif
         if (ragged.value) {
 #pragma unroll
             for (u32 e = 0; e < ROWS * 2; ++e) {
-                const Seen seen = seen_by(first_q + (threadIdx.x / 32 * ROWS + e / 2) * 16 + g + e % 2 * 8, p);
+                const u32 row = first_q + (threadIdx.x / 32 * ROWS + e / 2) * 16 + g + e % 2 * 8;
+                const Seen seen = seen_by(row, head, p);
 #pragma unroll
                 for (u32 j = 0; j < N_TILES * 2; ++j) {
                     const int key = step * BLOCK_N + j / 2 * 8 + 2 * t + j % 2;
@@ -298,7 +387,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
             for (u32 j = 0; j < O_TILES; j += 2) {
                 // Matrices: keys 0-7 and 8-15 of 16, then the same keys 8 elements on; transposed on the way.
                 u32 x[4];
-                ldmatrix_x4_trans(x, vt + (kk * 16 + lane % 16) * PITCH + j * 8 + lane / 16 * 8);
+                ldmatrix_x4_trans(x, vt + (kk * 16 + lane % 16) * V_PITCH + j * 8 + lane / 16 * 8);
                 const u32 lo[2] = {x[0], x[1]}, hi[2] = {x[2], x[3]};
 #pragma unroll
                 for (u32 r = 0; r < ROWS; ++r) {
@@ -309,6 +398,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
         }
     };
 #if BAND
+    // The keys that all queries of the block see.
+    const Seen top_row = seen_by(first_q, head, p);
+    const Seen bottom_row = seen_by(min(first_q + BLOCK_M, u32(head.q_length)) - 1, head, p);
     for (u32 step = begin; step < steps; ++step) {
         const int first = step * BLOCK_N;
         if (first >= bottom_row.from && first + int(BLOCK_N) <= top_row.until) {
@@ -318,7 +410,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
         }
     }
 #else
-    const u32 whole = p.nk / BLOCK_N;
+    const u32 whole = u32(some.until) / BLOCK_N;
     for (u32 step = 0; step < whole; ++step) advance(step, Constant<false>());
     if (whole < steps) advance(whole, Constant<true>());
 #endif
@@ -327,11 +419,14 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
-            const float sum = quad_sum(l[r][half]);
-            // Without a key that it sees, a query's result is 0.
-            const float scale_out = sum == 0.0f ? 0.0f : 1.0f / sum;
             const u32 row = first_q + (threadIdx.x / 32 * ROWS + r) * 16 + g + 8 * half;
+            const float all = quad_sum(l[r][half]), sum = inside(row, head) ? all : 0.0f;
+            // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence.
+            const float scale_out = sum == 0.0f ? 0.0f : 1.0f / sum;
             if (row >= p.nq) continue;
+#if HAS_LSE
+            if (t == 0) lse[b * p.lse_b + h * p.lse_h + row * p.lse_n] = lse_of(m[r][half], sum);
+#endif
 #pragma unroll
             for (u32 j = 0; j < O_TILES; ++j) {
                 store_row(out, row, j * 8 + 2 * t, o[r][j][2 * half] * scale_out, o[r][j][2 * half + 1] * scale_out, p);
@@ -347,8 +442,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 // thread's queries. The head is taken in slices: DEPTH elements of Q and K at a time, then COLS of V,
 // so that shared memory does not grow with it.
 //
-// Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS); THREADS 256; BAND,
-//   SOFTCAP 0|1.
+// Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(dv / COLS); THREADS 256; BAND, SOFTCAP, CHANGED,
+//   HIDES 0|1.
 //
 // Shared memory (dynamic, floats):
 //
@@ -390,9 +485,9 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     const u32 q_tiles = (p.nq + BLOCK_M - 1) / BLOCK_M;
     const u32 pair = block / q_tiles;
     if (pair >= p.pairs) return;
-    const u32 b = pair / p.heads, h = pair % p.heads;
     const u32 thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
-    const u32 m_first = block % q_tiles * BLOCK_M;
+    const Head head = head_of(pair, block % q_tiles * BLOCK_M, q_lengths, k_lengths, p);
+    const u32 b = head.b, h = head.h, m_first = head.first_q;
     q += b * p.q_b + h * p.q_h;
     k += b * p.k_b + h / p.group * p.k_h;
     v += b * p.v_b + h / p.group * p.v_h;
@@ -402,14 +497,31 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
 
     const float4 zero = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
     const float lowest = NEGATIVE_INFINITY;
+#if HAS_BIAS
+    bias += b * p.bias_b + h * p.bias_h;
+#endif
+#if HAS_MASK
+    mask += b * p.mask_b + h * p.mask_h;
+#endif
+#if HAS_SLOPES
+    const float slope = slopes[b * p.slopes_b + h * p.slopes_h] * LOG2_E;
+#else
+    const float slope = 0.0f;
+#endif
+#if HAS_SINKS
+    const float sink = sinks[h * p.sinks_h] * LOG2_E;
+#else
+    const float sink = lowest;
+#endif
     float4 o[CHUNKS][2];
 #pragma unroll
     for (u32 c = 0; c < CHUNKS; ++c) o[c][0] = o[c][1] = zero;
-    float4 m = make_float4(lowest, lowest, lowest, lowest), l = zero;
+    // A sink was seen before all keys: its exponential is 2^(sink - m) = 1.
+    float4 m = make_float4(sink, sink, sink, sink), l = zero;
+    if (HAS_SINKS && tx == 0) l = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
 
-    // From the tile of the first key that some query of the block sees to the last such key.
-    const u32 begin = u32(max(seen_by(m_first, p).from, 0)) / BLOCK_N * BLOCK_N;
-    const u32 end = u32(max(seen_by(min(m_first + BLOCK_M, p.nq) - 1, p).until, 0));
+    const Seen some = seen_by_some(head, p);
+    const u32 begin = u32(some.from) / BLOCK_N * BLOCK_N, end = u32(some.until);
     for (u32 first = begin; first < end; first += BLOCK_N) {
         float4 s[KEYS];
 #pragma unroll
@@ -439,18 +551,22 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
 #pragma unroll
         for (u32 j = 0; j < KEYS; ++j) {
             s[j] = s[j] * p.scale_log2e;
-#if SOFTCAP
-            s[j] = make_float4(capped(s[j].x, p), capped(s[j].y, p), capped(s[j].z, p), capped(s[j].w, p));
-#endif
             const int key = first + tx * KEYS + j;
+#if CHANGED
+            // Rows and keys outside are not read: what becomes of them is of no account.
+            const auto of_row = [&](float x, u32 i) {
+                return changed(x, min(m_first + 4 * ty + i, p.nq - 1), min(u32(key), p.nk - 1), head, bias, mask, slope, p);
+            };
+            s[j] = make_float4(of_row(s[j].x, 0), of_row(s[j].y, 1), of_row(s[j].z, 2), of_row(s[j].w, 3));
+#endif
 #if BAND
             const auto visible = [&](float x, u32 i) {
-                const Seen seen = seen_by(m_first + 4 * ty + i, p);
+                const Seen seen = seen_by(m_first + 4 * ty + i, head, p);
                 return key >= seen.from && key < seen.until ? x : lowest;
             };
             s[j] = make_float4(visible(s[j].x, 0), visible(s[j].y, 1), visible(s[j].z, 2), visible(s[j].w, 3));
 #else
-            if (key >= int(p.nk)) s[j] = make_float4(lowest, lowest, lowest, lowest);
+            if (key >= head.k_length) s[j] = make_float4(lowest, lowest, lowest, lowest);
 #endif
             top = max4(top, s[j]);
         }
@@ -473,7 +589,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
             __syncthreads();  // everyone is done with the slices of Q and K, or with the slice of V before
             for (u32 e = thread; e < BLOCK_N * COLS; e += THREADS) {
                 const u32 row = v_along_d ? e / COLS : e % BLOCK_N, col = v_along_d ? e % COLS : e / BLOCK_N;
-                const bool inside = first + row < p.nk && c * COLS + col < p.d;
+                const bool inside = first + row < p.nk && c * COLS + col < p.dv;
                 vt[row * COLS + col] = inside ? to_f32(v[(first + row) * p.v_n + (c * COLS + col) * p.v_d]) : 0.0f;
             }
             __syncthreads();  // V and, the first time, the scores are complete
@@ -496,12 +612,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
         l = make_float4(l.x + other.x, l.y + other.y, l.z + other.z, l.w + other.w);
     }
     const float sums[4] = {l.x, l.y, l.z, l.w};
+#if HAS_LSE
+    const float maxima[4] = {m.x, m.y, m.z, m.w};
+#endif
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
         const u32 row = m_first + 4 * ty + i;
         if (row >= p.nq) continue;
-        // Without a key that it sees, a query's result is 0.
-        const float scale = sums[i] == 0.0f ? 0.0f : 1.0f / sums[i];
+        // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence.
+        const float sum = inside(row, head) ? sums[i] : 0.0f;
+        const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
+#if HAS_LSE
+        if (tx == 0) lse[b * p.lse_b + h * p.lse_h + row * p.lse_n] = lse_of(maxima[i], sum);
+#endif
 #pragma unroll
         for (u32 c = 0; c < CHUNKS; ++c) {
 #pragma unroll
@@ -509,7 +632,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
                 const u32 col = c * COLS + 2 * tx + j;
                 const float4 x = o[c][j];
                 const float of_row[4] = {x.x, x.y, x.z, x.w};
-                if (col < p.d) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(of_row[i] * scale);
+                if (col < p.dv) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(of_row[i] * scale);
             }
         }
     }

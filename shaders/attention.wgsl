@@ -1,14 +1,17 @@
-// Attention: out = softmax(softmax_scale * Q K^T) V, the softmax over the keys, for each batch entry and head.
+// Attention: out = softmax(softmax_scale * Q K^T + bias) V, the softmax over the keys, for each batch entry and head.
 //
 // The online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): a workgroup owns BLOCK_M queries of
 // one head and walks over the keys, BLOCK_N at a time. Of each query it keeps the largest score so far (m),
 // the sum of exponentials (l) and the weighted sum of V (o); when m rises, l and o shrink by
 // alpha = 2^(m_old - m_new). Scores are in units of log2(e): p.scale_log2e is the scale times that.
 //
-//   q, out (b, h, nq, d)   k, v (b, h / group, nk, d)   strides free   workgroup -> (pair = b * heads + h, tile of queries)
+//   q (b, h, nq, d)   k (b, h / group, nk, d)   v (b, h / group, nk, dv)   out (b, h, nq, dv)   bias, mask (b, h, nq, nk)
+//   lse (b, h, nq)    q_lengths, k_lengths (b)   slopes (b, h)   sinks (h)     strides free
+//   workgroup -> (pair = b * heads + h, tile of queries)
 //
-// BAND: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are skipped.
-// SOFTCAP: scores s become cap * tanh(s / cap) first.
+// BAND: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are
+// skipped. SOFTCAP: scores s become cap * tanh(s / cap) first. HIDES: a tile may hide all its keys from a query, by a band,
+// a bias or a mask.
 //
 // 16 x 16 invocations (ty, tx); one owns queries 4ty..4ty+3, in each tile keys KEYS tx..KEYS tx + KEYS-1
 // (KEYS = BLOCK_N / 16), and of the result elements 2tx, 2tx + 1 of each COLS. Vectors of four hold one
@@ -16,10 +19,11 @@
 // COLS of V, so that workgroup memory does not grow with it. The twin of attention_tile in
 // kernels/attention.cu.
 //
-// Consts: BLOCK_M 64; BLOCK_N 32 or 64 (workgroup memory); DEPTH 16; COLS 32; CHUNKS = ceil(d / COLS);
+// Consts: BLOCK_M 64; BLOCK_N 32 or 64 (workgroup memory); DEPTH 16; COLS 32; CHUNKS = ceil(dv / COLS);
 //   THREADS 256; TILE_F16: slices of Q, K and V are kept in f16, which the operands are as well;
 //   LANES 1, 2, 4, 8 or 16: invocations that are certain to share a subgroup; SHUFFLE: LANES > 1;
-//   ACROSS: LANES < 16, row maxima of several subgroups meet in workgroup memory; BAND, SOFTCAP 0|1.
+//   ACROSS: LANES < 16, row maxima of several subgroups meet in workgroup memory; BAND, SOFTCAP,
+//   CHANGED (any of softcap, bias, mask, slopes), HIDES 0|1.
 //
 // Workgroup memory:
 //
@@ -38,7 +42,12 @@ const KEYS: u32 = BLOCK_N / 16u;
 const ROW: u32 = 17u;
 const KT: u32 = DEPTH * 4u * ROW;
 const TILE: u32 = max(KT + DEPTH * BLOCK_N, BLOCK_N * COLS);
+// The score of a hidden key: shaders have no infinity.
 const LOWEST: f32 = -3e38;
+const LOG2_E: f32 = 1.4426950408889634;
+const LN_2: f32 = 0.6931471805599453;
+// A bias that is no more than this hides its key.
+const HIDING_BIAS: f32 = -1e38;
 
 var<workgroup> scores: array<vec4<f32>, BLOCK_N * ROW>;
 var<workgroup> tile: array<element, TILE>;
@@ -66,6 +75,41 @@ fn capped(s: vec4<f32>) -> vec4<f32> {
 }
 #endif
 
+// How many queries and keys the sequence of batch entry b has.
+fn q_length_of(b: u32) -> i32 {
+#if HAS_Q_LENGTHS
+    return clamp(load_q_lengths(b * p.q_lengths_b), 0, i32(p.nq));
+#else
+    return i32(p.nq);
+#endif
+}
+fn k_length_of(b: u32) -> i32 {
+#if HAS_K_LENGTHS
+    return clamp(load_k_lengths(b * p.k_lengths_b), 0, i32(p.nk));
+#else
+    return i32(p.nk);
+#endif
+}
+
+// The score s of query i and a key as bias, mask and slope change it: these of one head, the slope times log2(e). The
+// place of query 0 among the keys is `place`. Queries and keys outside are not read.
+fn changed(s: f32, i: u32, key: u32, place: i32, bias_base: u32, mask_base: u32, slope: f32) -> f32 {
+    var x = s;
+    let row = min(i, p.nq - 1u);
+    let col = min(key, p.nk - 1u);
+#if HAS_SLOPES
+    x = fma(-slope, f32(abs(i32(row) + place - i32(col))), x);
+#endif
+#if HAS_BIAS
+    let added = load_bias(bias_base + row * p.bias_q + col * p.bias_k);
+    x = select(fma(added, LOG2_E, x), LOWEST, added <= HIDING_BIAS);
+#endif
+#if HAS_MASK
+    x = select(x, LOWEST, load_mask(mask_base + row * p.mask_q + col * p.mask_k) == 0u);
+#endif
+    return x;
+}
+
 @compute @workgroup_size(THREADS)
 fn attention_tile(
     @builtin(workgroup_id) block_id: vec3<u32>,
@@ -90,22 +134,47 @@ fn attention_tile(
     let k_along_d = p.k_d <= p.k_n;
     let v_along_d = p.v_d <= p.v_n;
 
+    let q_length = q_length_of(b);
+    let k_length = k_length_of(b);
+    let rows = vec4<i32>(i32(m_first + 4u * ty)) + vec4<i32>(0, 1, 2, 3);
+#if HAS_BIAS
+    let bias_base = b * p.bias_b + h * p.bias_h;
+#else
+    let bias_base = 0u;
+#endif
+#if HAS_MASK
+    let mask_base = b * p.mask_b + h * p.mask_h;
+#else
+    let mask_base = 0u;
+#endif
+#if HAS_SLOPES
+    let slope = load_slopes(b * p.slopes_b + h * p.slopes_h) * LOG2_E;
+#else
+    let slope = 0.0;
+#endif
+
     var o: array<array<vec4<f32>, 2>, CHUNKS>;
     var m = vec4<f32>(LOWEST);
     var l = vec4<f32>(0.0);
+#if HAS_SINKS
+    // A sink was seen before all keys: its exponential is 2^(sink - m) = 1.
+    m = vec4<f32>(max(load_sinks(h * p.sinks_h) * LOG2_E, LOWEST));
+    if (tx == 0u && m.x > LOWEST) { l = vec4<f32>(1.0); }
+#endif
 
-#if BAND
     // The keys that some query of the block sees, and what each of this invocation's queries does.
-    let last = min(m_first + BLOCK_M, p.nq) - 1u;
-    let begin = u32(max(i32(m_first) + i32(p.band_from), 0)) / BLOCK_N * BLOCK_N;
-    let end = u32(clamp(i32(last) + i32(p.band_until), 0, i32(p.nk)));
-    let rows = vec4<i32>(i32(m_first + 4u * ty)) + vec4<i32>(0, 1, 2, 3);
-    let seen_from = rows + i32(p.band_from);
-    let seen_until = min(rows + i32(p.band_until), vec4<i32>(i32(p.nk)));
+#if BAND
+    let moved = k_length - i32(p.nk) - (q_length - i32(p.nq));
+    let last = min(i32(m_first + BLOCK_M), q_length) - 1;
+    let begin = u32(max(i32(m_first) + moved + i32(p.band_from), 0)) / BLOCK_N * BLOCK_N;
+    let until = clamp(last + moved + i32(p.band_until), 0, k_length);
+    let seen_from = rows + moved + i32(p.band_from);
+    let seen_until = min(rows + moved + i32(p.band_until), vec4<i32>(k_length));
 #else
     let begin = 0u;
-    let end = p.nk;
+    let until = k_length;
 #endif
+    let end = select(0u, u32(until), i32(m_first) < q_length);
     for (var first = begin; first < end; first += BLOCK_N) {
         var s: array<vec4<f32>, KEYS>;
         for (var j = 0u; j < KEYS; j++) { s[j] = vec4<f32>(0.0); }
@@ -144,16 +213,22 @@ fn attention_tile(
 #if SOFTCAP
             s[j] = capped(s[j]);
 #endif
+            let key = first + tx * KEYS + j;
+#if CHANGED
+            for (var i = 0u; i < 4u; i++) {
+                s[j][i] = changed(s[j][i], u32(rows[i]), key, k_length - q_length, bias_base, mask_base, slope);
+            }
+#endif
 #if BAND
-            let key = vec4<i32>(i32(first + tx * KEYS + j));
-            s[j] = select(vec4<f32>(LOWEST), s[j], (key >= seen_from) & (key < seen_until));
+            let at = vec4<i32>(i32(key));
+            s[j] = select(vec4<f32>(LOWEST), s[j], (at >= seen_from) & (at < seen_until));
 #else
-            s[j] = select(vec4<f32>(LOWEST), s[j], first + tx * KEYS + j < p.nk);
+            s[j] = select(vec4<f32>(LOWEST), s[j], i32(key) < k_length);
 #endif
             top = max(top, s[j]);
         }
         top = row_max(top, tx, ty);
-#if BAND
+#if HIDES
         // Of a query that has seen no key yet every weight is 0, and not 1 for being equal to the maximum.
         let shift = select(top, vec4<f32>(0.0), top <= vec4<f32>(LOWEST));
 #else
@@ -174,7 +249,7 @@ fn attention_tile(
                 let row = select(e % BLOCK_N, e / COLS, v_along_d);
                 let col = select(e / BLOCK_N, e % COLS, v_along_d);
                 var x = 0.0;
-                if (first + row < p.nk && c * COLS + col < p.d) {
+                if (first + row < p.nk && c * COLS + col < p.dv) {
                     x = load_v(v_base + (first + row) * p.v_n + (c * COLS + col) * p.v_d);
                 }
                 tile[row * COLS + col] = element(x);
@@ -198,7 +273,19 @@ fn attention_tile(
     workgroupBarrier();  // the sums are complete
     l = vec4<f32>(0.0);
     for (var i = 0u; i < 16u; i++) { l += scores[ty * 16u + i]; }
-    // Without a key that it sees, a query's result is 0.
+    // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence.
+    l = select(vec4<f32>(0.0), l, rows < vec4<i32>(q_length));
+#if HAS_LSE
+    if (tx == 0u) {
+        // Minus infinity, which is not to be known when shaders are compiled.
+        var none = 0xff800000u;
+        for (var i = 0u; i < 4u; i++) {
+            let row = m_first + 4u * ty + i;
+            let sum = select((m[i] + log2(l[i])) * LN_2, bitcast<f32>(none), l[i] == 0.0);
+            if (row < p.nq) { store_lse(b * p.lse_b + h * p.lse_h + row * p.lse_n, sum); }
+        }
+    }
+#endif
     let scale = select(1.0 / l, vec4<f32>(0.0), l == vec4<f32>(0.0));
     for (var c = 0u; c < CHUNKS; c++) {
         for (var j = 0u; j < 2u; j++) {
@@ -206,7 +293,7 @@ fn attention_tile(
             let col = c * COLS + 2u * tx + j;
             for (var i = 0u; i < 4u; i++) {
                 let row = m_first + 4u * ty + i;
-                if (row < p.nq && col < p.d) {
+                if (row < p.nq && col < p.dv) {
                     store_out(out_base + row * p.out_n + col * p.out_d, x[i]);
                 }
             }

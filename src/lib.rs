@@ -17,7 +17,7 @@ pub mod verify;
 mod view;
 
 pub use cpu::simd::Isa;
-pub use dtype::{Dtype, Element};
+pub use dtype::{Dtype, Element, Float};
 pub use error::{Error, Result};
 pub use target::cpu::Cpu;
 pub use tensor::{Device, Storage, Tensor};

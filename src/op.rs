@@ -92,7 +92,7 @@ pub trait Operands<I, O> {
     where
         I: Clone,
         O: Clone;
-    /// The operands from lists in binding order, as adapters for engines have them. Inputs that a list ends before are
+    /// The operands from lists in binding order, as adapters for engines have them. Those that a list ends before are
     /// absent. `None` when one is missing that may not be, or one is left over.
     fn in_order(
         inputs: impl IntoIterator<Item = Option<View<I>>>,
@@ -114,12 +114,12 @@ pub struct Operand<'a, I, O> {
 pub enum Side<'a, I, O> {
     /// Read; `None` when optional and not given.
     Input(Option<&'a View<I>>),
-    /// Written.
-    Output(&'a View<O>),
+    /// Written; `None` when optional and not asked for.
+    Output(Option<&'a View<O>>),
 }
 
-/// Declares the operands of an op: field kinds are `input`, `optional` (an input that may be absent)
-/// and `output`. Outputs come last. This one declaration gives the argument struct, its bindings and
+/// Declares the operands of an op: field kinds are `input`, `optional` (an input that may be absent),
+/// `output` and `extra` (an output that may be absent). Outputs come last. This one declaration gives the argument struct, its bindings and
 /// [`Op::map`].
 #[macro_export]
 #[doc(hidden)]
@@ -188,17 +188,23 @@ macro_rules! operands {
     (@type input $I:ident $O:ident) => { $crate::View<$I> };
     (@type optional $I:ident $O:ident) => { Option<$crate::View<$I>> };
     (@type output $I:ident $O:ident) => { $crate::View<$O> };
+    (@type extra $I:ident $O:ident) => { Option<$crate::View<$O>> };
     (@side input $view:expr) => { $crate::op::Side::Input(Some(&$view)) };
     (@side optional $view:expr) => { $crate::op::Side::Input($view.as_ref()) };
-    (@side output $view:expr) => { $crate::op::Side::Output(&$view) };
+    (@side output $view:expr) => { $crate::op::Side::Output(Some(&$view)) };
+    (@side extra $view:expr) => { $crate::op::Side::Output($view.as_ref()) };
     (@take input $inputs:ident, $outputs:ident) => { $inputs.next()?? };
     (@take optional $inputs:ident, $outputs:ident) => { $inputs.next().flatten() };
     (@take output $inputs:ident, $outputs:ident) => { $outputs.next()? };
+    (@take extra $inputs:ident, $outputs:ident) => { $outputs.next() };
     (@map input $view:expr, $name:expr, $input:ident, $output:ident) => { $input($name, $view)? };
     (@map optional $view:expr, $name:expr, $input:ident, $output:ident) => {
         $view.map(|v| $input($name, v)).transpose()?
     };
     (@map output $view:expr, $name:expr, $input:ident, $output:ident) => { $output($name, $view)? };
+    (@map extra $view:expr, $name:expr, $input:ident, $output:ident) => {
+        $view.map(|v| $output($name, v)).transpose()?
+    };
 }
 
 /// The 4-byte scalars of a kernel. Written by the `params!` macro.
@@ -420,8 +426,9 @@ pub fn prepare<T: Op, I: Memory, O: Memory>(op: &T, args: &T::Args<I, O>) -> Res
     for operand in &all {
         let slot = match &operand.side {
             Side::Input(None) => Slot { name: operand.name, dtype: None, output: false, align: 16 },
+            Side::Output(None) => Slot { name: operand.name, dtype: None, output: true, align: 16 },
             Side::Input(Some(view)) => in_bounds(T::NAME, operand.name, view, false)?,
-            Side::Output(view) => {
+            Side::Output(Some(view)) => {
                 distinct(T::NAME, operand.name, view)?;
                 in_bounds(T::NAME, operand.name, view, true)?
             }
@@ -430,6 +437,26 @@ pub fn prepare<T: Op, I: Memory, O: Memory>(op: &T, args: &T::Args<I, O>) -> Res
     }
     no_overlap::<T, I, O>(&all)?;
     Ok((op.check(args)?, Signature(signature)))
+}
+
+/// The plan of a call that [`prepare`] accepted, which the device can also bind.
+///
+/// # Errors
+/// As [`Op::plan`]; [`Error::Limit`] when there are more operands than the device binds.
+pub fn plan<T: Op>(op: &T, params: &T::Params, signature: &Signature, caps: &Caps) -> Result<Plan> {
+    let plan = op.plan(params, signature, caps)?;
+    let given = signature.slots().iter().filter(|s| s.dtype.is_some()).count();
+    if given as u64 > u64::from(caps.max_operands) && !plan.grid.contains(&0) {
+        return Err(Error::Limit {
+            op: T::NAME,
+            arg: "operands",
+            what: "number of bound buffers",
+            got: given as u64,
+            limit: caps.max_operands.into(),
+            target: caps.name.clone(),
+        });
+    }
+    Ok(plan)
 }
 
 /// The view lies inside its memory, aligned to its dtype.
@@ -488,7 +515,7 @@ fn no_overlap<T: Op, I: Memory, O: Memory>(all: &[Operand<'_, I, O>]) -> Result<
         .iter()
         .map(|o| match &o.side {
             Side::Input(v) => (o.name, false, v.and_then(|v| range(v))),
-            Side::Output(v) => (o.name, true, range(v)),
+            Side::Output(v) => (o.name, true, v.and_then(|v| range(v))),
         })
         .collect();
     for (i, &(out, is_output, a)) in ranges.iter().enumerate() {
@@ -532,7 +559,17 @@ pub(crate) mod check {
         Err(Error::argument(op, arg, wanted, format!("{:?}", view.shape())))
     }
 
-    /// Every operand has the same dtype, except those named in `but`.
+    /// The view has one of these dtypes.
+    pub(crate) fn dtype<M>(op: &'static str, arg: &'static str, view: &View<M>, of: &[Dtype]) -> Result<()> {
+        if of.contains(&view.dtype()) {
+            return Ok(());
+        }
+        let mut wanted: Vec<&str> = of.iter().map(|d| d.name()).collect();
+        wanted.dedup();
+        Err(Error::argument(op, arg, wanted.join(" or "), view.dtype()))
+    }
+
+    /// Every operand has the same dtype, one of floats, except those named in `but`.
     pub(crate) fn one_dtype<I, O>(
         op: &'static str,
         args: &impl Operands<I, O>,
@@ -542,13 +579,16 @@ pub(crate) mod check {
         let typed = all.iter().filter(|o| !but.contains(&o.name)).filter_map(|o| {
             let dtype = match &o.side {
                 Side::Input(v) => v.as_ref()?.dtype(),
-                Side::Output(v) => v.dtype(),
+                Side::Output(v) => v.as_ref()?.dtype(),
             };
             Some((o.name, dtype))
         });
         let mut first = None;
         for (name, dtype) in typed {
             match first {
+                None if !dtype.is_float() => {
+                    return Err(Error::argument(op, name, "f32, f16 or bf16", dtype));
+                }
                 None => first = Some((name, dtype)),
                 Some((_, d)) if d == dtype => {}
                 Some((n, d)) => {

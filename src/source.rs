@@ -180,7 +180,10 @@ fn has_name(slot: &Slot) -> String {
 }
 
 fn cuda_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Consts) -> String {
-    let mut s = String::from("#define F32 0\n#define F16 1\n#define BF16 2\n");
+    let mut s = String::new();
+    for dtype in Dtype::ALL {
+        let _ = writeln!(s, "#define {} {}", dtype.name().to_uppercase(), dtype as u32);
+    }
     for (name, value) in consts.iter() {
         let _ = writeln!(s, "#define {name} {value}");
     }
@@ -202,6 +205,8 @@ fn cuda_prelude(fields: &[(&str, Scalar)], signature: &Signature, consts: &Const
             Dtype::F32 => "float",
             Dtype::F16 => "f16",
             Dtype::Bf16 => "bf16",
+            Dtype::I32 => "int",
+            Dtype::U8 => "u8",
         };
         let Slot { name, output, .. } = *slot;
         let _ = writeln!(s, "typedef {element} {name}_t;");
@@ -253,7 +258,7 @@ fn wgsl_prelude(
     }
     for slot in signature.slots() {
         let _ = writeln!(s, "const {}: bool = {};", has_name(slot), slot.dtype.is_some());
-        if slot.dtype.is_none() {
+        if slot.dtype.is_none() && !slot.output {
             let _ = writeln!(s, "fn load_{}(i: u32) -> f32 {{ return 0.0; }}", slot.name);
         }
     }
@@ -265,14 +270,27 @@ fn accessors(s: &mut String, slot: &Slot, binding: usize, native_f16: bool) {
     let Slot { name, output, .. } = *slot;
     let dtype = slot.dtype.unwrap_or(Dtype::F32);
     let access = if output { "read_write" } else { "read" };
-    let packed = dtype != Dtype::F32 && !native_f16;
+    let packed = dtype.size() < 4 && !native_f16;
     let element = match (packed, output, dtype) {
         (true, true, _) => "atomic<u32>",
         (true, false, _) => "u32",
         (false, _, Dtype::F32) => "f32",
+        (false, _, Dtype::I32) => "i32",
         (false, ..) => "f16",
     };
     let _ = writeln!(s, "@group(0) @binding({binding}) var<storage, {access}> {name}_buf: array<{element}>;");
+    if !dtype.is_float() {
+        // Integers are read as such, and written by no kernel.
+        let _ = match dtype.size() {
+            4 => writeln!(s, "fn load_{name}(i: u32) -> i32 {{ return {name}_buf[p.{name}_start + i]; }}"),
+            _ => writeln!(
+                s,
+                "fn load_{name}(i: u32) -> u32 {{ let at = p.{name}_start + i; \
+                 return ({name}_buf[at >> 2u] >> ((at & 3u) * 8u)) & 0xffu; }}"
+            ),
+        };
+        return;
+    }
     if output {
         let store = match (packed, dtype) {
             (false, Dtype::F32) => format!("{name}_buf[p.{name}_start + i] = v;"),

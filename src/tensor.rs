@@ -14,7 +14,7 @@ use crate::target::ptx_sim::{self, PtxSim};
 #[cfg(feature = "wgpu")]
 use crate::target::wgpu::{Queue, Wgpu};
 use crate::view::{Memory, View};
-use half::{bf16, f16};
+use crate::with_element;
 
 /// Something that runs ops and owns memory. Cheap to clone.
 #[derive(Clone, Debug)]
@@ -451,8 +451,7 @@ impl Tensor {
         }
         match self.view.dtype() {
             Dtype::F32 => device.write(&mut self.storage, bytemuck::cast_slice(values)),
-            Dtype::F16 => device.write(&mut self.storage, &to::<f16>(values)),
-            Dtype::Bf16 => device.write(&mut self.storage, &to::<bf16>(values)),
+            dtype => device.write(&mut self.storage, &with_element!(dtype, to(values))),
         }
     }
 
@@ -469,11 +468,7 @@ impl Tensor {
         }
         let mut bytes = vec![0; self.storage.byte_len()];
         device.read(&self.storage, &mut bytes)?;
-        Ok(match self.view.dtype() {
-            Dtype::F32 => from::<f32>(&bytes),
-            Dtype::F16 => from::<f16>(&bytes),
-            Dtype::Bf16 => from::<bf16>(&bytes),
-        })
+        Ok(with_element!(self.view.dtype(), from(&bytes)))
     }
 
     /// Elements along each axis.

@@ -235,6 +235,27 @@ impl<M> View<M> {
         Ok(self)
     }
 
+    /// Repeats axes of one element, and puts others before the first, as NumPy broadcasts: a bias `[h, 1, nk]` becomes
+    /// `[b, h, nq, nk]`. Repeated axes have stride 0, which only inputs may have.
+    ///
+    /// # Errors
+    /// [`Error::Argument`] when another axis would have to change, or there are too many.
+    pub fn expand(mut self, shape: &[usize]) -> Result<Self> {
+        let new = dims("shape", shape)?;
+        let before = new.len().saturating_sub(self.rank());
+        let fits = self.rank() <= new.len()
+            && self.shape.iter().zip(&new[before..]).all(|(&from, &to)| from == to || from == 1);
+        if !fits {
+            let wanted = format!("a view whose axes are those of {shape:?} or 1");
+            return Err(Error::argument("view", "shape", wanted, self.describe()));
+        }
+        let own = self.shape.iter().zip(&self.strides).zip(&new[before..]);
+        let repeated = own.map(|((&from, &stride), &to)| if from == to { stride } else { 0 });
+        self.strides = std::iter::repeat_n(0, before).chain(repeated).collect();
+        self.shape = new;
+        Ok(self)
+    }
+
     /// Dtype, shape, strides and offset in words, for messages.
     pub fn describe(&self) -> String {
         format!("{} {:?} with strides {:?} at offset {}", self.dtype, self.shape, self.strides, self.offset)
@@ -267,6 +288,18 @@ mod tests {
 
     fn view(shape: &[usize]) -> View<()> {
         View::contiguous((), Dtype::F32, shape).unwrap()
+    }
+
+    #[test]
+    fn expanded_axes_repeat() {
+        let v = view(&[3, 1, 4]).expand(&[2, 3, 5, 4]).unwrap();
+        assert_eq!((v.shape(), v.strides()), (&[2, 3, 5, 4][..], &[0, 4, 0, 1][..]));
+        assert_eq!(v.extent(), Some(0..12));
+        assert_eq!(view(&[]).expand(&[2, 0]).unwrap().strides(), [0, 0]);
+        for wrong in [&[3, 1][..], &[3, 2, 5], &[3, 1, 1]] {
+            let error = view(&[3, 1, 4]).expand(wrong).unwrap_err().to_string();
+            assert!(error.starts_with("view: `shape`: wanted a view whose axes are those of ["), "{error}");
+        }
     }
 
     #[test]

@@ -27,12 +27,8 @@ fn refused(op: Attention, arg: &str, views: [(Dtype, &[usize], &[usize], usize);
     let [q, k, v, out] = views;
     let input =
         |(dtype, shape, strides, offset)| View::strided(bytes, dtype, shape, strides, offset).unwrap();
-    let args = AttentionArgs {
-        q: input(q),
-        k: input(k),
-        v: input(v),
-        out: View::strided(bytemuck::cast_slice_mut(&mut output), out.0, out.1, out.2, out.3).unwrap(),
-    };
+    let out = View::strided(bytemuck::cast_slice_mut(&mut output), out.0, out.1, out.2, out.3).unwrap();
+    let args = AttentionArgs::new(input(q), input(k), input(v), out);
     let error = Cpu::new().unwrap().run(&op, args).unwrap_err();
     match &error {
         Error::Argument { op: "attention", arg: got, .. } if *got == arg => {}
@@ -91,7 +87,7 @@ struct Fake(u64);
 
 impl advect::Memory for Fake {
     fn byte_len(&self) -> u64 {
-        4 * COUNT as u64
+        4096
     }
     fn place(&self) -> (u64, u64) {
         (1, self.0)
@@ -101,11 +97,55 @@ impl advect::Memory for Fake {
 #[test]
 fn the_result_must_lie_apart() {
     let view = |start| View::contiguous(Fake(start), Dtype::F32, &SHAPE).unwrap();
-    let at = |out| AttentionArgs { q: view(0), k: view(1024), v: view(2048), out: view(out) };
+    let at = |out| AttentionArgs::new(view(0), view(1024), view(2048), view(out));
     prepare(&Attention::new(4), &at(4096)).unwrap();
     for (out, other) in [(0, "q"), (1024 + 4, "k"), (2048 - 4, "v")] {
         let error = prepare(&Attention::new(4), &at(out)).unwrap_err().to_string();
         let wanted = format!("attention: `out`: wanted memory apart from `{other}`");
         assert!(error.starts_with(&wanted), "{error}");
     }
+}
+
+#[test]
+fn optional_operands_are_checked() {
+    type Args = AttentionArgs<Fake, Fake>;
+    type Set = fn(&mut Args, View<Fake>);
+    let operand = |start, dtype, shape: &[usize]| View::contiguous(Fake(start), dtype, shape).unwrap();
+    let [b, h, nq, d] = SHAPE;
+    let scores = [b, h, nq, nq];
+    let set: [(&str, Set, Dtype, &[usize]); 7] = [
+        ("bias", |args, v| args.bias = Some(v), Dtype::F32, &scores),
+        ("mask", |args, v| args.mask = Some(v), Dtype::U8, &scores),
+        ("q_lengths", |args, v| args.q_lengths = Some(v), Dtype::I32, &[b]),
+        ("k_lengths", |args, v| args.k_lengths = Some(v), Dtype::I32, &[b]),
+        ("slopes", |args, v| args.slopes = Some(v), Dtype::F32, &[b, h]),
+        ("sinks", |args, v| args.sinks = Some(v), Dtype::F32, &[h]),
+        ("lse", |args, v| args.lse = Some(v), Dtype::F32, &[b, h, nq]),
+    ];
+    for (name, set, dtype, shape) in set {
+        let checked = |dtype, shape: &[usize]| {
+            let one = |start| operand(start, Dtype::F16, &SHAPE);
+            let mut args = Args::new(one(0), one(1024), one(2048), one(4096));
+            set(&mut args, operand(1 << 20, dtype, shape));
+            prepare(&Attention::new(d), &args)
+        };
+        checked(dtype, shape).unwrap();
+        let mut long = shape.to_vec();
+        *long.last_mut().unwrap() += 1;
+        let refused = [
+            (Dtype::Bf16, shape.to_vec()),
+            (if dtype == Dtype::I32 { Dtype::U8 } else { Dtype::I32 }, shape.to_vec()),
+            (dtype, long),
+            (dtype, shape[1..].to_vec()),
+        ];
+        for (dtype, shape) in refused {
+            let error = checked(dtype, &shape).unwrap_err().to_string();
+            assert!(error.starts_with(&format!("attention: `{name}`: wanted ")), "{error}");
+        }
+    }
+    // Q may not be of integers.
+    let int = |start| operand(start, Dtype::I32, &SHAPE);
+    let args = Args::new(int(0), int(1024), int(2048), int(4096));
+    let error = prepare(&Attention::new(d), &args).unwrap_err().to_string();
+    assert!(error.starts_with("attention: `q`: wanted f32, f16 or bf16"), "{error}");
 }

@@ -60,7 +60,7 @@ fn work(device: &Device, seed: u64) -> Result<Vec<f32>> {
     let out = z.view_mut().reshape(&[2, 1, channels, side * side])?.permute(&[0, 1, 3, 2])?;
     device.run(
         &Attention::new(channels),
-        AttentionArgs { q: heads(y.view())?, k: heads(x.view())?, v: heads(x.view())?, out },
+        AttentionArgs::new(heads(y.view())?, heads(x.view())?, heads(x.view())?, out),
     )?;
     z.to_f32(device)
 }

@@ -66,15 +66,15 @@
 // `z * Phi(z)` with the error function, not the tanh approximation.
 #define ADVECT_ACTIVATION_GELU 2
 
-// `advect_attention_args.mask`: every query sees every key.
-#define ADVECT_MASK_NONE 0
+// `advect_attention_args.window`: every query sees every key.
+#define ADVECT_WINDOW_ALL 0
 
-// `advect_attention_args.mask`: a query sees no key after its place.
-#define ADVECT_MASK_CAUSAL 1
+// `advect_attention_args.window`: a query sees no key after its place.
+#define ADVECT_WINDOW_CAUSAL 1
 
-// `advect_attention_args.mask`: a query sees `window_left` keys before its place, the one there, and `window_right`
+// `advect_attention_args.window`: a query sees `window_left` keys before its place, the one there, and `window_right`
 // after it.
-#define ADVECT_MASK_WINDOW 2
+#define ADVECT_WINDOW_SIDES 2
 
 // `advect_norm_args.kind`: mean and variance over the channels of a group and all positions of one sample.
 #define ADVECT_NORM_GROUP 1
@@ -181,7 +181,8 @@ typedef struct advect_device_options {
     uint32_t reserved;
 } advect_device_options;
 
-// How one element is stored: `ADVECT_F32`, `ADVECT_F16` or `ADVECT_BF16`. 0 is none of them.
+// How one element is stored: `ADVECT_F32`, `ADVECT_F16`, `ADVECT_BF16`, and of lengths and masks `ADVECT_I32` and
+// `ADVECT_U8`. 0 is none of them.
 typedef uint32_t advect_dtype;
 
 // A strided array in a tensor's memory. Element `(i, j, ..)` is at `offset + i strides[0] + j strides[1] ..`,
@@ -306,8 +307,9 @@ typedef struct advect_norm_args {
     uint32_t activation;
 } advect_norm_args;
 
-// `out = softmax(softmax_scale * q k^T) v` over axes (batch, head, token, element of the head). All operands
-// have one dtype. `k` and `v` may have fewer heads, which divide those of `q`.
+// `out = softmax(softmax_scale * q k^T + bias) v` over axes (batch, head, token, element of the head), `q`, `k`, `v` and
+// `out` of one dtype. `k` and `v` may have fewer heads, which divide those of `q`. What is alike along an axis is repeated
+// there by a stride of 0. What is NULL is not there.
 typedef struct advect_attention_args {
     // `sizeof(advect_attention_args)`.
     size_t struct_size;
@@ -315,17 +317,31 @@ typedef struct advect_attention_args {
     const struct advect_view *q;
     // Keys, `[b, h / g, nk, d]`.
     const struct advect_view *k;
-    // Values, `[b, h / g, nk, d]`.
+    // Values, `[b, h / g, nk, dv]`.
     const struct advect_view *v;
-    // The result, `[b, h, nq, d]`.
+    // Added to the scores, `[b, h, nq, nk]`, in f32 or the dtype of `q`; -1e38 and less hides the key. Or NULL.
+    const struct advect_view *bias;
+    // `[b, h, nq, nk]`, u8: 0 hides the key. Or NULL.
+    const struct advect_view *mask;
+    // `[b]`, i32: how many of the queries a sequence has; the results of others are 0. Or NULL.
+    const struct advect_view *q_lengths;
+    // `[b]`, i32: how many of the keys it has; others are hidden. Or NULL.
+    const struct advect_view *k_lengths;
+    // `[b, h]`, f32: by how much scores fall with the distance between query and key (ALiBi). Or NULL.
+    const struct advect_view *slopes;
+    // `[h]`, f32: a score of every query's softmax that has no value. Or NULL.
+    const struct advect_view *sinks;
+    // The result, `[b, h, nq, dv]`.
     const struct advect_view *out;
+    // `[b, h, nq]`, f32: the natural logarithm of the sum of the exponentials. Or NULL.
+    const struct advect_view *lse;
     // What the scores are multiplied with; 0 is `1 / sqrt(d)`. (For the mean of the values pass `FLT_MIN`.)
     float softmax_scale;
     // Scores become `softcap * tanh(score / softcap)`; 0 leaves them as they are.
     float softcap;
-    // `ADVECT_MASK_*`: which keys a query sees. The last query is at the place of the last key.
-    uint32_t mask;
-    // With `ADVECT_MASK_WINDOW`, how many keys before its place a query sees; `UINT32_MAX` is all. Otherwise 0.
+    // `ADVECT_WINDOW_*`: which keys a query sees. The last query is at the place of the last key.
+    uint32_t window;
+    // With `ADVECT_WINDOW_SIDES`, how many keys before its place a query sees; `UINT32_MAX` is all. Otherwise 0.
     uint32_t window_left;
     // And how many after it.
     uint32_t window_right;
@@ -506,6 +522,12 @@ typedef struct advect_error {
 
 // bfloat16.
 #define ADVECT_BF16 3
+
+// Two's complement, 32 bits.
+#define ADVECT_I32 4
+
+// Unsigned, 8 bits; booleans, where anything but 0 is true.
+#define ADVECT_U8 5
 
 #ifdef __cplusplus
 extern "C" {

@@ -130,7 +130,7 @@ impl<'c> Operands<'c> {
         caps: Option<&op::Caps>,
     ) -> Result<(), Failure> {
         let (params, signature) = op::prepare(op, args)?;
-        let plan = caps.map(|caps| op.plan(&params, &signature, caps)).transpose()?;
+        let plan = caps.map(|caps| op::plan(op, &params, &signature, caps)).transpose()?;
         let cost = op.cost(&params, &signature);
         let launch = plan.unwrap_or(Plan {
             entry: "",

@@ -90,8 +90,11 @@ const CUDA: i32 = 2;
 const CUDA_HOST: i32 = 3;
 const CUDA_MANAGED: i32 = 13;
 
+const INT: u8 = 0;
+const UINT: u8 = 1;
 const FLOAT: u8 = 2;
 const BFLOAT: u8 = 4;
+const BOOL: u8 = 6;
 
 /// What DLPack gave; given back, once, when dropped.
 pub(crate) enum Import {
@@ -131,7 +134,9 @@ fn layout(c: &Caller, t: &DlTensor) -> Result<View<()>, Failure> {
         DlType { code: FLOAT, bits: 32, lanes: 1 } => Dtype::F32,
         DlType { code: FLOAT, bits: 16, lanes: 1 } => Dtype::F16,
         DlType { code: BFLOAT, bits: 16, lanes: 1 } => Dtype::Bf16,
-        other => return Err(wrong(c, "f32, f16 or bf16", format!("{other:?}"))),
+        DlType { code: INT, bits: 32, lanes: 1 } => Dtype::I32,
+        DlType { code: UINT | BOOL, bits: 8, lanes: 1 } => Dtype::U8,
+        other => return Err(wrong(c, "f32, f16, bf16, i32, u8 or bool", format!("{other:?}"))),
     };
     let rank = usize::try_from(t.rank).ok().filter(|&r| r <= advect::MAX_RANK);
     let most = format!("0 to {} axes", advect::MAX_RANK);
@@ -312,6 +317,8 @@ fn export<M>(
         Dtype::F32 => (FLOAT, 32),
         Dtype::F16 => (FLOAT, 16),
         Dtype::Bf16 => (BFLOAT, 16),
+        Dtype::I32 => (INT, 32),
+        Dtype::U8 => (UINT, 8),
     };
     let signed = |values: &[usize]| -> Result<[i64; advect::MAX_RANK], Failure> {
         let mut all = [0; advect::MAX_RANK];

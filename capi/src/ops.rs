@@ -17,13 +17,13 @@ pub const ADVECT_ACTIVATION_SILU: u32 = 1;
 /// `z * Phi(z)` with the error function, not the tanh approximation.
 pub const ADVECT_ACTIVATION_GELU: u32 = 2;
 
-/// `advect_attention_args.mask`: every query sees every key.
-pub const ADVECT_MASK_NONE: u32 = 0;
-/// `advect_attention_args.mask`: a query sees no key after its place.
-pub const ADVECT_MASK_CAUSAL: u32 = 1;
-/// `advect_attention_args.mask`: a query sees `window_left` keys before its place, the one there, and `window_right`
+/// `advect_attention_args.window`: every query sees every key.
+pub const ADVECT_WINDOW_ALL: u32 = 0;
+/// `advect_attention_args.window`: a query sees no key after its place.
+pub const ADVECT_WINDOW_CAUSAL: u32 = 1;
+/// `advect_attention_args.window`: a query sees `window_left` keys before its place, the one there, and `window_right`
 /// after it.
-pub const ADVECT_MASK_WINDOW: u32 = 2;
+pub const ADVECT_WINDOW_SIDES: u32 = 2;
 
 /// `advect_norm_args.kind`: mean and variance over the channels of a group and all positions of one sample.
 pub const ADVECT_NORM_GROUP: u32 = 1;
@@ -124,8 +124,9 @@ pub struct advect_norm_args {
     pub activation: u32,
 }
 
-/// `out = softmax(softmax_scale * q k^T) v` over axes (batch, head, token, element of the head). All operands
-/// have one dtype. `k` and `v` may have fewer heads, which divide those of `q`.
+/// `out = softmax(softmax_scale * q k^T + bias) v` over axes (batch, head, token, element of the head), `q`, `k`, `v` and
+/// `out` of one dtype. `k` and `v` may have fewer heads, which divide those of `q`. What is alike along an axis is repeated
+/// there by a stride of 0. What is NULL is not there.
 #[repr(C)]
 #[derive(Clone, Copy)]
 pub struct advect_attention_args {
@@ -135,17 +136,31 @@ pub struct advect_attention_args {
     pub q: *const advect_view,
     /// Keys, `[b, h / g, nk, d]`.
     pub k: *const advect_view,
-    /// Values, `[b, h / g, nk, d]`.
+    /// Values, `[b, h / g, nk, dv]`.
     pub v: *const advect_view,
-    /// The result, `[b, h, nq, d]`.
+    /// Added to the scores, `[b, h, nq, nk]`, in f32 or the dtype of `q`; -1e38 and less hides the key. Or NULL.
+    pub bias: *const advect_view,
+    /// `[b, h, nq, nk]`, u8: 0 hides the key. Or NULL.
+    pub mask: *const advect_view,
+    /// `[b]`, i32: how many of the queries a sequence has; the results of others are 0. Or NULL.
+    pub q_lengths: *const advect_view,
+    /// `[b]`, i32: how many of the keys it has; others are hidden. Or NULL.
+    pub k_lengths: *const advect_view,
+    /// `[b, h]`, f32: by how much scores fall with the distance between query and key (ALiBi). Or NULL.
+    pub slopes: *const advect_view,
+    /// `[h]`, f32: a score of every query's softmax that has no value. Or NULL.
+    pub sinks: *const advect_view,
+    /// The result, `[b, h, nq, dv]`.
     pub out: *const advect_view,
+    /// `[b, h, nq]`, f32: the natural logarithm of the sum of the exponentials. Or NULL.
+    pub lse: *const advect_view,
     /// What the scores are multiplied with; 0 is `1 / sqrt(d)`. (For the mean of the values pass `FLT_MIN`.)
     pub softmax_scale: f32,
     /// Scores become `softcap * tanh(score / softcap)`; 0 leaves them as they are.
     pub softcap: f32,
-    /// `ADVECT_MASK_*`: which keys a query sees. The last query is at the place of the last key.
-    pub mask: u32,
-    /// With `ADVECT_MASK_WINDOW`, how many keys before its place a query sees; `UINT32_MAX` is all. Otherwise 0.
+    /// `ADVECT_WINDOW_*`: which keys a query sees. The last query is at the place of the last key.
+    pub window: u32,
+    /// With `ADVECT_WINDOW_SIDES`, how many keys before its place a query sees; `UINT32_MAX` is all. Otherwise 0.
     pub window_left: u32,
     /// And how many after it.
     pub window_right: u32,
@@ -403,22 +418,29 @@ fn attention(
         q: o.required("q", a.q)?,
         k: o.required("k", a.k)?,
         v: o.required("v", a.v)?,
+        bias: o.optional("bias", a.bias)?,
+        mask: o.optional("mask", a.mask)?,
+        q_lengths: o.optional("q_lengths", a.q_lengths)?,
+        k_lengths: o.optional("k_lengths", a.k_lengths)?,
+        slopes: o.optional("slopes", a.slopes)?,
+        sinks: o.optional("sinks", a.sinks)?,
         out: o.required("out", a.out)?,
+        lse: o.optional("lse", a.lse)?,
     };
     let usual = Attention::new(args.q.shape().last().copied().unwrap_or(1));
     let op = if a.softmax_scale == 0.0 { usual } else { Attention::scaled(a.softmax_scale) };
     let side = |n: u32| (n != u32::MAX).then_some(n);
-    let window = match (a.mask, a.window_left, a.window_right) {
-        (ADVECT_MASK_NONE, 0, 0) => Window::default(),
-        (ADVECT_MASK_CAUSAL, 0, 0) => usual.causal().window,
-        (ADVECT_MASK_WINDOW, left, right) => Window { left: side(left), right: side(right) },
-        (ADVECT_MASK_NONE | ADVECT_MASK_CAUSAL, left, right) => {
-            let wanted = "0 and 0, since only ADVECT_MASK_WINDOW has sides";
+    let window = match (a.window, a.window_left, a.window_right) {
+        (ADVECT_WINDOW_ALL, 0, 0) => Window::default(),
+        (ADVECT_WINDOW_CAUSAL, 0, 0) => usual.causal().window,
+        (ADVECT_WINDOW_SIDES, left, right) => Window { left: side(left), right: side(right) },
+        (ADVECT_WINDOW_ALL | ADVECT_WINDOW_CAUSAL, left, right) => {
+            let wanted = "0 and 0, since only ADVECT_WINDOW_SIDES has sides";
             return Err(Failure::argument(c.op(), "window_left", wanted, format!("{left} and {right}")));
         }
         (other, ..) => {
-            let wanted = "ADVECT_MASK_NONE, ADVECT_MASK_CAUSAL or ADVECT_MASK_WINDOW";
-            return Err(Failure::argument(c.op(), "mask", wanted, other));
+            let wanted = "ADVECT_WINDOW_ALL, ADVECT_WINDOW_CAUSAL or ADVECT_WINDOW_SIDES";
+            return Err(Failure::argument(c.op(), "window", wanted, other));
         }
     };
     let op = Attention { window, softcap: a.softcap, ..op };

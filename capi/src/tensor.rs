@@ -5,7 +5,7 @@ use crate::dlpack::Import;
 use crate::handle::{Kind, Table};
 use crate::memory::Caller;
 use crate::status::{Failure, advect_status, entry};
-use advect::{Dtype, Element, View};
+use advect::{Dtype, Element, View, with_element};
 use std::alloc::Layout;
 use std::ffi::c_void;
 use std::sync::Arc;
@@ -19,7 +19,8 @@ pub struct advect_tensor {
     _opaque: (),
 }
 
-/// How one element is stored: `ADVECT_F32`, `ADVECT_F16` or `ADVECT_BF16`. 0 is none of them.
+/// How one element is stored: `ADVECT_F32`, `ADVECT_F16`, `ADVECT_BF16`, and of lengths and masks `ADVECT_I32` and
+/// `ADVECT_U8`. 0 is none of them.
 pub type advect_dtype = u32;
 
 /// IEEE binary32.
@@ -28,6 +29,10 @@ pub const ADVECT_F32: advect_dtype = 1;
 pub const ADVECT_F16: advect_dtype = 2;
 /// bfloat16.
 pub const ADVECT_BF16: advect_dtype = 3;
+/// Two's complement, 32 bits.
+pub const ADVECT_I32: advect_dtype = 4;
+/// Unsigned, 8 bits; booleans, where anything but 0 is true.
+pub const ADVECT_U8: advect_dtype = 5;
 
 /// The axes that a view has room for. Ops take at most 6 today.
 pub const ADVECT_MAX_AXES: usize = 8;
@@ -150,15 +155,22 @@ pub(crate) fn dtype(op: &str, dtype: advect_dtype) -> Result<Dtype, Failure> {
         ADVECT_F32 => Ok(Dtype::F32),
         ADVECT_F16 => Ok(Dtype::F16),
         ADVECT_BF16 => Ok(Dtype::Bf16),
-        other => Err(Failure::argument(op, "dtype", "ADVECT_F32, ADVECT_F16 or ADVECT_BF16", other)),
+        ADVECT_I32 => Ok(Dtype::I32),
+        ADVECT_U8 => Ok(Dtype::U8),
+        other => Err(Failure::argument(op, "dtype", DTYPES, other)),
     }
 }
+
+/// All of them, for messages.
+const DTYPES: &str = "ADVECT_F32, ADVECT_F16, ADVECT_BF16, ADVECT_I32 or ADVECT_U8";
 
 fn number(dtype: Dtype) -> advect_dtype {
     match dtype {
         Dtype::F32 => ADVECT_F32,
         Dtype::F16 => ADVECT_F16,
         Dtype::Bf16 => ADVECT_BF16,
+        Dtype::I32 => ADVECT_I32,
+        Dtype::U8 => ADVECT_U8,
     }
 }
 
@@ -177,10 +189,8 @@ impl advect_view {
             let wanted = format!("at most {} axes", advect::MAX_RANK);
             return Err(Failure::argument(op, arg, wanted, format!("{rank} axes")));
         }
-        let dtype = dtype(op, self.dtype).map_err(|_| {
-            let wanted = "the dtype ADVECT_F32, ADVECT_F16 or ADVECT_BF16";
-            Failure::argument(op, arg, wanted, self.dtype)
-        })?;
+        let dtype = dtype(op, self.dtype)
+            .map_err(|_| Failure::argument(op, arg, format!("the dtype {DTYPES}"), self.dtype))?;
         let shape = sizes(op, arg, &self.shape[..rank])?;
         let strides = sizes(op, arg, &self.strides[..rank])?;
         let offset = sizes(op, arg, &[self.offset])?[0];
@@ -564,10 +574,7 @@ pub unsafe extern "C" fn advect_tensor_upload_f32(
             return tensor.upload(c.op(), bytemuck::cast_slice(values));
         }
         let mut bytes = tensor.scratch(c.op())?;
-        match tensor.layout.dtype() {
-            Dtype::F16 => round::<half::f16>(values, &mut bytes),
-            _ => round::<half::bf16>(values, &mut bytes),
-        }
+        with_element!(tensor.layout.dtype(), round(values, &mut bytes));
         tensor.upload(c.op(), &bytes)
     })
 }
@@ -593,10 +600,7 @@ pub unsafe extern "C" fn advect_tensor_download_f32(
         }
         let mut bytes = tensor.scratch(c.op())?;
         tensor.download(c.op(), &mut bytes)?;
-        match tensor.layout.dtype() {
-            Dtype::F16 => widen::<half::f16>(&bytes, values),
-            _ => widen::<half::bf16>(&bytes, values),
-        }
+        with_element!(tensor.layout.dtype(), widen(&bytes, values));
         Ok(())
     })
 }

@@ -120,9 +120,10 @@ fn what_is_refused_stays_the_callers() {
     let context = (&raw const deleted).cast_mut().cast();
     let good = array(&mut data, &mut shape, null_mut());
     let cases = [
-        (DlTensor { bits: 64, ..good }, "f32, f16 or bf16"),
-        (DlTensor { code: 0, ..good }, "f32, f16 or bf16"),
-        (DlTensor { lanes: 4, ..good }, "f32, f16 or bf16"),
+        (DlTensor { bits: 64, ..good }, "f32, f16, bf16, i32"),
+        (DlTensor { code: 0, bits: 16, ..good }, "f32, f16, bf16, i32"),
+        (DlTensor { code: 6, ..good }, "f32, f16, bf16, i32"),
+        (DlTensor { lanes: 4, ..good }, "f32, f16, bf16, i32"),
         (DlTensor { ndim: 7, ..good }, "0 to 6 axes"),
         (DlTensor { ndim: -1, ..good }, "0 to 6 axes"),
         (DlTensor { shape: negative.as_mut_ptr(), ..good }, "at least 0"),

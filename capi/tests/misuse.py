@@ -62,9 +62,11 @@ pairs = np.zeros(24, [("x", "<f4"), ("other", "<u2")])  # 6 bytes apart
 for wrong in (pairs["x"].reshape(1, 1, 4, 6), x[:, :, ::-1], x[..., ::-1]):
     refused(lambda: up(wrong), "np.ascontiguousarray copies")
 refused(lambda: up(np.frombuffer(bytearray(97), np.uint8)[1:].view(np.float32).reshape(x.shape)), "aligned")
-for dtype in (np.float64, np.int32, ">f4"):
-    refused(lambda: up(x.astype(dtype)), "wanted an array of float32 or float16")
-    refused(lambda: up(x, np.zeros((1, 1, 8, 12), dtype)), "wanted an array of float32 or float16")
+for dtype in (np.float64, np.int64, ">f4"):
+    refused(lambda: up(x.astype(dtype)), "wanted an array of float32, float16, int32")
+    refused(lambda: up(x, np.zeros((1, 1, 8, 12), dtype)), "wanted an array of float32, float16, int32")
+for dtype in (np.int32, bool):
+    refused(lambda: up(x.astype(dtype), np.zeros((1, 1, 8, 12), dtype)), "`x`: wanted f32, f16 or bf16")
 refused(lambda: up(np.zeros((1,) * 9, np.float32)), "up to 8 axes")
 refused(lambda: up(np.zeros((1,) * 7, np.float32)), "at most 6 axes")
 refused(lambda: up(x, np.broadcast_to(np.float32(0), (1, 1, 8, 12))), "read-only")
@@ -100,7 +102,7 @@ assert there() is not None
 del capsules
 assert there() is None
 refused(lambda: np.from_dlpack(Exported(advect, view)), "destroyed")
-refused(lambda: imported(advect, np.ones(4)), "f32, f16 or bf16")
+refused(lambda: imported(advect, np.ones(4)), "f32, f16, bf16, i32")
 refused(lambda: imported(advect, np.ones(4, np.float32)[::-1]), "at least 0")
 assert tensors() == before[0], "something is left behind"
 advect.close()

@@ -277,12 +277,14 @@ fn operands_and_options() {
         refused(advect_attention(device, &raw const scale), no, "attention: `q`: wanted a pointer");
         let (q, o) = (t(&[1, 1, 2, 4]), t(&[1, 1, 2, 4]));
         let (q, out) = (&raw const q, &raw const o);
-        let mask = advect_attention_args { q, k: q, v: q, out, mask: 3, ..sized() };
-        refused(advect_attention(device, &raw const mask), no, "`mask`: wanted ADVECT_MASK_NONE");
-        let side = advect_attention_args { mask: ADVECT_MASK_CAUSAL, window_left: 1, ..mask };
+        let window = advect_attention_args { q, k: q, v: q, out, window: 3, ..sized() };
+        refused(advect_attention(device, &raw const window), no, "`window`: wanted ADVECT_WINDOW_ALL");
+        let side = advect_attention_args { window: ADVECT_WINDOW_CAUSAL, window_left: 1, ..window };
         refused(advect_attention(device, &raw const side), no, "`window_left`: wanted 0 and 0");
-        let softcap = advect_attention_args { mask: ADVECT_MASK_NONE, softcap: -1.0, ..mask };
+        let softcap = advect_attention_args { window: ADVECT_WINDOW_ALL, softcap: -1.0, ..window };
         refused(advect_attention(device, &raw const softcap), no, "`softcap`: wanted 0");
+        let mask = advect_attention_args { window: ADVECT_WINDOW_ALL, mask: q, ..window };
+        refused(advect_attention(device, &raw const mask), no, "`mask`: wanted u8");
         let mut plan: advect_plan = sized();
         plan.struct_size = 3;
         refused(advect_conv_plan(device, &raw const conv, &raw mut plan), no, "`plan`");
@@ -383,7 +385,7 @@ fn memory() {
             advect_tensor_new(device, dtype, shape.len() as u32, shape.as_ptr(), &raw mut t)
         };
         refused(new(&[1; 7], ADVECT_F32), no, "`rank`: wanted at most 6, got 7");
-        refused(new(&[1], 4), no, "`dtype`");
+        refused(new(&[1], 6), no, "`dtype`");
         refused(new(&[u64::MAX], ADVECT_F32), no, "`shape`");
         refused(new(&[1 << 32, 1 << 32], ADVECT_F32), no, "`shape`");
         refused(new(&[1 << 60], ADVECT_F32), ADVECT_ERROR_DRIVER, "bytes of memory");

@@ -42,9 +42,24 @@ struct Operands {
 
 impl Pair {
     fn operands(&self, dtype: (advect_dtype, Dtype), inputs: &[&[u64]], out: &[u64]) -> Operands {
+        let inputs: Vec<_> = inputs.iter().map(|&shape| (dtype, shape)).collect();
+        self.typed(&inputs, dtype, out)
+    }
+
+    /// Inputs of dtypes of their own; integers are small.
+    fn typed(
+        &self,
+        inputs: &[((advect_dtype, Dtype), &[u64])],
+        dtype: (advect_dtype, Dtype),
+        out: &[u64],
+    ) -> Operands {
         let sizes = |shape: &[u64]| shape.iter().map(|&n| n as usize).collect::<Vec<_>>();
-        let made = inputs.iter().enumerate().map(|(i, shape)| {
-            let values = noise(i as u64 + 1, shape.iter().product::<u64>() as usize);
+        let made = inputs.iter().enumerate().map(|(i, &(dtype, shape))| {
+            let count = shape.iter().product::<u64>() as usize;
+            let values = match dtype.1.is_float() {
+                true => noise(i as u64 + 1, count),
+                false => (0..count).map(|i| ((i + 4) % 5) as f32).collect(),
+            };
             let rust = Tensor::from_f32(&self.rust, dtype.1, &sizes(shape), &values).unwrap();
             (view(with_values(self.c, dtype.0, shape, &values)), rust)
         });
@@ -213,12 +228,12 @@ fn attention() {
     for pair in pairs() {
         for dtype in DTYPES {
             let all = u32::MAX;
-            for (scale, softcap, mask, [window_left, window_right]) in [
-                (0.0, 0.0, ADVECT_MASK_NONE, [0, 0]),
-                (0.25, 0.0, ADVECT_MASK_CAUSAL, [0, 0]),
-                (f32::MIN_POSITIVE, 0.0, ADVECT_MASK_WINDOW, [2, 1]),
-                (0.0, 3.0, ADVECT_MASK_WINDOW, [all, 3]),
-                (0.0, 0.0, ADVECT_MASK_WINDOW, [1, all]),
+            for (scale, softcap, window, [window_left, window_right]) in [
+                (0.0, 0.0, ADVECT_WINDOW_ALL, [0, 0]),
+                (0.25, 0.0, ADVECT_WINDOW_CAUSAL, [0, 0]),
+                (f32::MIN_POSITIVE, 0.0, ADVECT_WINDOW_SIDES, [2, 1]),
+                (0.0, 3.0, ADVECT_WINDOW_SIDES, [all, 3]),
+                (0.0, 0.0, ADVECT_WINDOW_SIDES, [1, all]),
             ] {
                 let kv: &[u64] = &[1, 1, 9, 16];
                 let mut o = pair.operands(dtype, &[&[1, 2, 5, 16], kv, kv], &[1, 2, 5, 16]);
@@ -229,7 +244,7 @@ fn attention() {
                     out: &raw const o.out,
                     softmax_scale: scale,
                     softcap,
-                    mask,
+                    window,
                     window_left,
                     window_right,
                     ..sized()
@@ -237,17 +252,77 @@ fn attention() {
                 call!(pair, args, advect_attention, advect_attention_plan, advect_attention_warm);
                 let op = if scale == 0.0 { Attention::new(16) } else { Attention::scaled(scale) };
                 let side = |n| (n != all).then_some(n);
-                let op = match mask {
-                    ADVECT_MASK_CAUSAL => op.causal(),
-                    ADVECT_MASK_WINDOW => op.window(side(window_left), side(window_right)),
+                let op = match window {
+                    ADVECT_WINDOW_CAUSAL => op.causal(),
+                    ADVECT_WINDOW_SIDES => op.window(side(window_left), side(window_right)),
                     _ => op,
                 };
                 let op = op.softcap(softcap);
                 pair.same(&op, &mut o, |v, out| {
                     let [q, k, v] = v.try_into().unwrap();
-                    AttentionArgs { q, k, v, out }
+                    AttentionArgs::new(q, k, v, out)
                 });
             }
+        }
+    }
+}
+
+#[test]
+fn attention_with_everything() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let (f32, i32, u8) = (DTYPES[0], (ADVECT_I32, Dtype::I32), (ADVECT_U8, Dtype::U8));
+            let scores: &[u64] = &[1, 2, 5, 9];
+            let operands: [(_, &[u64]); 9] = [
+                (dtype, &[1, 2, 5, 16]),
+                (dtype, &[1, 1, 9, 16]),
+                (dtype, &[1, 1, 9, 24]),
+                (f32, scores),
+                (u8, scores),
+                (i32, &[1]),
+                (i32, &[1]),
+                (f32, &[1, 2]),
+                (f32, &[2]),
+            ];
+            let mut o = pair.typed(&operands, dtype, &[1, 2, 5, 24]);
+            let lse = view(tensor(pair.c, ADVECT_F32, &[1, 2, 5]));
+            let args = advect_attention_args {
+                q: &raw const o.c[0],
+                k: &raw const o.c[1],
+                v: &raw const o.c[2],
+                bias: &raw const o.c[3],
+                mask: &raw const o.c[4],
+                q_lengths: &raw const o.c[5],
+                k_lengths: &raw const o.c[6],
+                slopes: &raw const o.c[7],
+                sinks: &raw const o.c[8],
+                out: &raw const o.out,
+                lse: &raw const lse,
+                ..sized()
+            };
+            // WebGPU's least is 8 buffers, and these are 11.
+            let mut plan: advect_plan = sized();
+            // SAFETY: structs say their size, and views are of living tensors.
+            if unsafe { advect_attention_plan(pair.c, &raw const args, &raw mut plan) } != ADVECT_OK {
+                assert!(!matches!(pair.rust, Device::Cpu(_)));
+                continue;
+            }
+            call!(pair, args, advect_attention, advect_attention_plan, advect_attention_warm);
+            pair.same(&Attention::new(16), &mut o, |v, out| {
+                let [q, k, v, bias, mask, q_lengths, k_lengths, slopes, sinks] = v.try_into().unwrap();
+                AttentionArgs {
+                    bias: Some(bias),
+                    mask: Some(mask),
+                    q_lengths: Some(q_lengths),
+                    k_lengths: Some(k_lengths),
+                    slopes: Some(slopes),
+                    sinks: Some(sinks),
+                    ..AttentionArgs::new(q, k, v, out)
+                }
+            });
+            // Four queries are inside the sequence.
+            let lse = values(lse.tensor, 10);
+            assert!(lse.iter().enumerate().all(|(i, x)| x.is_finite() == (i % 5 < 4)), "{lse:?}");
         }
     }
 }

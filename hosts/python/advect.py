@@ -57,9 +57,10 @@ class Advect:
 
     def view(self, array, read_only=False):
         """A view of an array, which it keeps alive, and the tensor (to be destroyed) that lends its memory."""
-        dtype = {np.dtype(np.float32): self.F32, np.dtype(np.float16): self.F16}.get(array.dtype)
+        names = {np.float32: self.F32, np.float16: self.F16, np.int32: self.I32, np.uint8: self.U8, np.bool_: self.U8}
+        dtype = {np.dtype(k): v for k, v in names.items()}.get(array.dtype)
         if dtype is None:
-            raise Error(f"wanted an array of float32 or float16, got {array.dtype}")
+            raise Error(f"wanted an array of float32, float16, int32, uint8 or bool, got {array.dtype}")
         size, pad = array.itemsize, (0,) * (self.MAX_AXES - array.ndim)
         if array.ndim > self.MAX_AXES or any(s < 0 or s % size for s in array.strides):
             raise Error(f"wanted up to {self.MAX_AXES} axes, with strides of whole elements that are not below 0, "

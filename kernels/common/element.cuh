@@ -1,6 +1,6 @@
 // Element types and their conversions. No CUDA header is included, so that kernels compile where only
 // NVRTC is installed; the conversions are the PTX instructions that those headers wrap.
-// ELEM tags F32, F16, BF16 are defined by the prelude.
+// The tags F32, F16, BF16, I32, U8 of x_DTYPE are defined by the prelude.
 
 typedef unsigned char u8;
 typedef unsigned short u16;

@@ -127,13 +127,181 @@ fn grouped(
     Case {
         name: format!("b={b} h={heads} nq={nq} nk={nk} d={d} layout={layout}{} values={name}", scores(&op)),
         op,
-        args: AttentionArgs {
-            q: lay.view(0, dtype, [b, h, nq, d], q),
-            k: lay.view(1, dtype, [b, kv, nk, d], k),
-            v: lay.view(2, dtype, [b, kv, nk, d], v),
-            out: lay.view(3, dtype, [b, h, nq, d], ()),
-        },
+        args: AttentionArgs::new(
+            lay.view(0, dtype, [b, h, nq, d], q),
+            lay.view(1, dtype, [b, kv, nk, d], k),
+            lay.view(2, dtype, [b, kv, nk, d], v),
+            lay.view(3, dtype, [b, h, nq, d], ()),
+        ),
     }
+}
+
+/// What a case has besides the necessary.
+#[derive(Debug, Clone)]
+enum Extra {
+    /// Heads of V of another size.
+    ValueDim(usize),
+    /// A bias: whether it is in f32 or in the dtype of the others, how it lies, what fills it.
+    Bias(bool, Layout, Fill),
+    /// A mask that hides keys here and there, and all of them from some queries.
+    Mask(Layout),
+    /// Lengths of the sequences, repeated.
+    QueryLengths(&'static [i32]),
+    KeyLengths(&'static [i32]),
+    Slopes,
+    Sinks(&'static [f32]),
+    Lse,
+}
+
+impl Extra {
+    /// The case with it.
+    fn to(&self, mut case: Case<Attention>, lay: Lay) -> Case<Attention> {
+        let args = &mut case.args;
+        let dtype = args.q.dtype();
+        let (&[b, h, nq, _], &[_, kv, nk, _]) = (args.q.shape(), args.k.shape()) else {
+            unreachable!("four axes")
+        };
+        let scores = [b, h, nq, nk];
+        let lengths = |list: &[i32]| {
+            let values = Fill::Values(list.iter().map(|&n| n as f32).collect());
+            Some(view(Dtype::I32, &[b], &Layout::Contiguous, values))
+        };
+        let name = match self {
+            Self::ValueDim(dv) => {
+                args.v = lay.view(2, dtype, [b, kv, nk, *dv], args.v.memory().clone());
+                args.out = lay.view(3, dtype, [b, h, nq, *dv], ());
+                format!("dv={dv}")
+            }
+            Self::Bias(single, layout, fill) => {
+                let dtype = if *single { Dtype::F32 } else { dtype };
+                args.bias = Some(view(dtype, &scores, layout, fill.clone()));
+                let values = match fill {
+                    Fill::Normal(deviation) => format!("{deviation}"),
+                    _ => "hiding".into(),
+                };
+                format!("bias={dtype},{layout:?},{values}")
+            }
+            Self::Mask(layout) => {
+                let one = |at: usize| {
+                    let (row, j) = (at / nk.max(1), at % nk.max(1));
+                    let i = row % nq.max(1);
+                    let some = (i * 7 + j * 3 + row) % 5 < 3 || j % 37 == 5;
+                    f32::from(if some && i % 4 != 1 { (1 + j % 255) as u8 } else { 0 })
+                };
+                let values = Fill::Values((0..(b * h * nq * nk).max(1)).map(one).collect());
+                args.mask = Some(view(Dtype::U8, &scores, layout, values));
+                format!("mask={layout:?}")
+            }
+            Self::QueryLengths(list) => {
+                args.q_lengths = lengths(list);
+                format!("q_lengths={list:?}")
+            }
+            Self::KeyLengths(list) => {
+                args.k_lengths = lengths(list);
+                format!("k_lengths={list:?}")
+            }
+            Self::Slopes => {
+                let slopes = Fill::Values((0..h.max(1)).map(|i| 0.5f32.powi(1 + i as i32)).collect());
+                args.slopes = Some(view(Dtype::F32, &[b, h], &Layout::Broadcast(vec![0]), slopes));
+                "slopes".into()
+            }
+            Self::Sinks(list) => {
+                let sinks = Fill::Values(list.to_vec());
+                args.sinks = Some(view(Dtype::F32, &[h], &Layout::Contiguous, sinks));
+                format!("sinks={list:?}")
+            }
+            Self::Lse => {
+                args.lse = Some(view(Dtype::F32, &[b, h, nq], &Layout::Gaps(vec![0, 2, 1]), ()));
+                "lse".into()
+            }
+        };
+        case.name = format!("{} {}", case.name, name.replace(' ', ""));
+        case
+    }
+}
+
+/// Biases whose values hide some keys: infinite, the least number, and around what hides.
+fn hiding() -> Fill {
+    Fill::Values(vec![0.5, f32::NEG_INFINITY, -1.0, -1e38, 2.0, f32::MIN, -3.0, 0.0, -0.25, -9e3, 1.0])
+}
+
+/// Extras alone and as models combine them: sizes, heads of K and V, the op, the extras.
+fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
+    use Extra::{Bias, KeyLengths, Lse, Mask, QueryLengths, Sinks, Slopes, ValueDim};
+    let rows = || Layout::Contiguous;
+    let per_head = || Layout::Broadcast(vec![0]);
+    let per_key = || Layout::Broadcast(vec![1, 2]);
+    let soft = || Fill::Normal(2.0);
+    let plain = Attention::scaled(0.2);
+    let causal = plain.causal();
+    let small: Sizes = [2, 3, 37, 70, 40];
+    // Blocks enough that a warp takes two tiles of queries.
+    let large: Sizes = [5, 4, 66, 70, 64];
+    vec![
+        (small, 3, plain, vec![Bias(true, rows(), soft())]),
+        (small, 3, plain, vec![Bias(false, rows(), soft())]),
+        (small, 3, plain, vec![Bias(true, Layout::Gaps(vec![3, 0, 2, 1]), hiding()), Lse]),
+        (small, 3, plain, vec![Mask(rows())]),
+        (small, 3, plain, vec![Mask(Layout::Gaps(vec![3, 1, 0, 2])), Lse]),
+        (small, 3, plain, vec![Slopes]),
+        (small, 3, plain, vec![Sinks(&[0.5, -4.0, 30.0])]),
+        (small, 3, plain, vec![Lse]),
+        (small, 3, plain, vec![QueryLengths(&[20, 37]), Lse]),
+        (small, 3, plain, vec![KeyLengths(&[70, 33]), Lse]),
+        (
+            [4, 1, 40, 50, 16],
+            1,
+            causal,
+            vec![QueryLengths(&[40, 7, 0, -3]), KeyLengths(&[20, 99, 50, 0]), Lse],
+        ),
+        // The bias of T5, over two tiles of queries a warp.
+        (large, 4, Attention::scaled(1.0), vec![Bias(false, per_head(), soft())]),
+        // Keys that only pad: a mask, a bias or lengths.
+        (large, 4, plain, vec![Mask(per_key())]),
+        (large, 4, plain, vec![Bias(false, per_key(), hiding())]),
+        (large, 2, causal, vec![KeyLengths(&[1, 70, 64, 0, 69]), QueryLengths(&[1, 66, 64, 5, 0]), Lse]),
+        // Windows of Swin: a bias for each head, and a mask for each window.
+        (
+            [4, 3, 49, 49, 32],
+            3,
+            plain,
+            vec![Bias(true, per_head(), soft()), Mask(Layout::Broadcast(vec![1]))],
+        ),
+        // ALiBi, sinks (gpt-oss), decoding from caches of several lengths.
+        ([2, 4, 70, 70, 32], 4, causal, vec![Slopes, Lse]),
+        (
+            [1, 8, 70, 130, 64],
+            2,
+            plain.window(Some(31), Some(0)),
+            vec![Sinks(&[1.0, -2.0, f32::NEG_INFINITY])],
+        ),
+        ([3, 8, 1, 200, 64], 2, causal, vec![KeyLengths(&[200, 17, 64]), Lse]),
+        ([2, 2, 5, 100, 80], 1, causal, vec![KeyLengths(&[64, 100]), Sinks(&[0.0]), Slopes]),
+        // Other heads of V (MLA has 192 and 128), and nothing of one of them.
+        ([1, 2, 33, 50, 192], 1, causal, vec![ValueDim(128), Lse]),
+        ([1, 2, 33, 50, 64], 2, plain, vec![ValueDim(24)]),
+        ([5, 4, 66, 50, 32], 4, plain, vec![ValueDim(100), Lse]),
+        ([1, 2, 20, 33, 7], 2, plain, vec![ValueDim(300)]),
+        ([1, 2, 20, 33, 8], 2, plain, vec![ValueDim(0), Lse]),
+        ([1, 2, 20, 33, 0], 2, plain, vec![ValueDim(8), Bias(true, rows(), soft())]),
+        ([1, 2, 5, 0, 8], 2, plain, vec![Lse, Sinks(&[0.5]), Mask(rows())]),
+        // All of it.
+        (
+            [2, 4, 66, 90, 40],
+            2,
+            causal.window(Some(50), Some(3)).softcap(4.0),
+            vec![
+                ValueDim(72),
+                Bias(true, Layout::Broadcast(vec![1]), hiding()),
+                Mask(Layout::Broadcast(vec![0])),
+                QueryLengths(&[66, 40]),
+                KeyLengths(&[80, 90]),
+                Slopes,
+                Sinks(&[-1.0, 3.0]),
+                Lse,
+            ],
+        ),
+    ]
 }
 
 /// Windows around the edges of tiles, of 16 to 128 keys and queries: causal with as many keys as queries, with fewer (the
@@ -284,6 +452,18 @@ impl Verified for Attention {
             let window = op.window(Some(9), Some(2));
             all.push(case(window, dtype, [1, 1, 40, 70, 32], heads, name, fills));
         }
+        for (i, (sizes, kv, op, extras)) in extras().into_iter().enumerate() {
+            // What is not about layouts goes through some of them in turn.
+            let lay = Lay::ALL[[0, 3, 1, 5, 2][i % 5]];
+            let case = grouped(op, dtype, sizes, kv, lay, "normal", normal());
+            all.push(extras.iter().fold(case, |case, extra| extra.to(case, lay.1)));
+        }
+        // Extremes, with a mask that leaves some queries nothing.
+        for (name, op, fills) in extremes(dtype, 33, 8) {
+            let case = case(op, dtype, [1, 1, 20, 33, 8], heads, name, fills);
+            let extras = [Extra::Mask(Layout::Contiguous), Extra::Sinks(&[2.5]), Extra::Lse];
+            all.push(extras.iter().fold(case, |case, extra| extra.to(case, heads.1)));
+        }
         for (name, op, fills) in extremes(dtype, 33, 7) {
             all.push(case(op, dtype, [1, 2, 5, 33, 7], Lay::ALL[2], name, fills));
         }
@@ -311,10 +491,36 @@ impl Verified for Attention {
         };
         // SharedKeys repeats its one head by a stride of 0.
         let kv = if rng.random() { 1 } else { sizes[1] };
-        grouped(op, dtype, sizes, kv, lay, name, fills)
+        let mut case = grouped(op, dtype, sizes, kv, lay, name, fills);
+        let layouts = [
+            Layout::Contiguous,
+            Layout::Broadcast(vec![0]),
+            Layout::Broadcast(vec![1, 2]),
+            Layout::Gaps(vec![0, 3, 1, 2]),
+        ];
+        let layout = |rng: &mut ChaCha8Rng| layouts[rng.random_range(0..layouts.len())].clone();
+        // One case in two has none of these, others a few.
+        let extras = if rng.random() { 0.0 } else { 0.35 };
+        let all = [
+            Extra::ValueDim(rng.random_range(1..90)),
+            Extra::Bias(rng.random(), layout(rng), if rng.random() { Fill::Normal(3.0) } else { hiding() }),
+            Extra::Mask(layout(rng)),
+            Extra::QueryLengths(&[50, 3, 70]),
+            Extra::KeyLengths(&[100, 0, 37]),
+            Extra::Slopes,
+            Extra::Sinks(&[0.5, -7.0, 4.0]),
+            Extra::Lse,
+        ];
+        for extra in all {
+            if rng.random_bool(extras) {
+                case = extra.to(case, lay.1);
+            }
+        }
+        case
     }
 
     fn reference(&self, args: &AttentionArgs<Dense, ()>) -> Vec<Expected> {
-        vec![reference::attention::attention(self, args)]
+        let [out, lse] = reference::attention::attention(self, args);
+        if args.lse.is_some() { vec![out, lse] } else { vec![out] }
     }
 }

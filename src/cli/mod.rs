@@ -8,6 +8,7 @@ mod kernels;
 mod sample;
 mod verify;
 
+use advect::Dtype;
 use clap::{Parser, Subcommand};
 use comfy_table::{CellAlignment, Table, presets};
 use std::ops::Range;
@@ -91,6 +92,12 @@ fn table<const N: usize>(header: [&str; N], numbers: Range<usize>) -> Table {
         column.set_cell_alignment(CellAlignment::Right);
     }
     table
+}
+
+/// A dtype that ops compute with.
+fn float(s: &str) -> Result<Dtype, String> {
+    let dtype = s.parse().ok().filter(|d: &Dtype| d.is_float());
+    dtype.ok_or_else(|| format!("unknown dtype `{s}`: wanted f32, f16 or bf16"))
 }
 
 #[cfg(test)]

@@ -37,7 +37,7 @@ pub(crate) struct VerifyArgs {
     #[arg(long, value_name = "S")]
     case: Option<String>,
     /// One dtype instead of all: f32, f16 or bf16.
-    #[arg(long)]
+    #[arg(long, value_parser = super::float)]
     dtype: Option<Dtype>,
     /// Random cases per op and dtype, besides the listed ones.
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true)]
@@ -82,7 +82,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         None => None,
     };
     let selection = Selection {
-        dtypes: args.dtype.map_or_else(|| Dtype::ALL.to_vec(), |d| vec![d]),
+        dtypes: args.dtype.map_or_else(|| Dtype::FLOATS.to_vec(), |d| vec![d]),
         case: args.case.clone(),
         fuzz: args.fuzz,
         seed: args.seed,
@@ -163,7 +163,7 @@ impl Session<'_> {
             }
         }
         let device = self.devices.iter().position(|d| d.name() == outcome.device).unwrap_or(usize::MAX);
-        let dtype = Dtype::ALL.iter().position(|d| d.name() == outcome.dtype).unwrap_or(usize::MAX);
+        let dtype = Dtype::FLOATS.iter().position(|d| d.name() == outcome.dtype).unwrap_or(usize::MAX);
         let row = self.rows.entry((self.names.len() - 1, device, dtype)).or_default();
         match &outcome.status {
             Status::Pass => row.passed += 1,
@@ -195,7 +195,7 @@ impl Session<'_> {
             table.add_row([
                 self.names[op].to_owned(),
                 self.devices.get(device).map(Device::name).unwrap_or_default(),
-                Dtype::ALL.get(dtype).map(Dtype::to_string).unwrap_or_default(),
+                Dtype::FLOATS.get(dtype).map(Dtype::to_string).unwrap_or_default(),
                 row.passed.to_string(),
                 row.failed.to_string(),
                 row.skipped.to_string(),

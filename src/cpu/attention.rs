@@ -15,13 +15,15 @@
 //! maximum, exponentials, O rescaled and added to. With one tile nothing is ever rescaled.
 //!
 //! With a window a task takes only the keys that one of its queries sees. Tiles that some do not see, and all tiles
-//! under a softcap, have their scores changed in a pass of their own.
+//! under a softcap, a bias, a mask or slopes, have their scores changed in a pass of their own; what bias, mask and slopes
+//! add is laid out like the scores first. A hidden key has the score [`HIDDEN`], and the exponential 0.
 
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
-use crate::dtype::Element;
+use crate::dtype::{Dtype, Float};
 use crate::ops::attention::{Attention, AttentionArgs, AttentionParams};
 use crate::target::cpu::Cpu;
+use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
 /// Queries of a task: enough that copying a tile of keys costs little, few enough for a cache.
@@ -33,20 +35,31 @@ const WIDTH: usize = 3;
 
 pub(crate) fn run(op: Attention, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     let banded = !op.window.is_all();
-    by_dtype!(args.out.dtype(), typed(banded, p, args, cpu));
+    by_dtype!(args.q.dtype(), typed(banded, p, args, cpu));
 }
 
-fn typed<T: Element>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-    let AttentionArgs { q, k, v, mut out } = args;
-    let (pairs, nq, d) = (p.pairs as usize, p.nq as usize, p.d as usize);
-    if pairs * nq * d == 0 {
+fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    let AttentionArgs { q, k, v, bias, mask, q_lengths, k_lengths, slopes, sinks, mut out, mut lse } = args;
+    let (pairs, nq) = (p.pairs as usize, p.nq as usize);
+    if pairs * nq == 0 || p.dv == 0 && lse.is_none() {
         return;
     }
     let parts = nq.div_ceil(QUERIES);
+    let bias = bias.map(|bias| match bias.dtype() {
+        Dtype::F32 => Bias::F32(In::new(&bias)),
+        _ => Bias::Same(In::new(&bias)),
+    });
     let call = Call {
         q: In::<T>::new(&q),
         k: In::<T>::new(&k),
         v: In::<T>::new(&v),
+        bias,
+        mask: mask.as_ref().map(In::new),
+        q_lengths: q_lengths.as_ref().map(In::new),
+        k_lengths: k_lengths.as_ref().map(In::new),
+        slopes: slopes.as_ref().map(In::new),
+        sinks: sinks.as_ref().map(In::new),
+        lse: lse.as_mut().map(Out::new),
         out: Out::<T>::new(&mut out),
         p: *p,
         // A multiple of every vector's length.
@@ -67,12 +80,26 @@ struct Call<'a, T> {
     q: In<'a, T>,
     k: In<'a, T>,
     v: In<'a, T>,
+    bias: Option<Bias<'a, T>>,
+    mask: Option<In<'a, u8>>,
+    q_lengths: Option<In<'a, i32>>,
+    k_lengths: Option<In<'a, i32>>,
+    slopes: Option<In<'a, f32>>,
+    sinks: Option<In<'a, f32>>,
     out: Out<'a, T>,
+    lse: Option<Out<'a, f32>>,
     p: AttentionParams,
     /// Queries of a task.
     part: usize,
     /// Whether queries see but a window of the keys.
     banded: bool,
+}
+
+/// A bias in either of its dtypes.
+#[derive(Clone, Copy)]
+enum Bias<'a, T> {
+    F32(In<'a, f32>),
+    Same(In<'a, T>),
 }
 
 /// Some tasks, run one after the other.
@@ -81,7 +108,7 @@ struct Share<'a, 'b, T> {
     tasks: Range<usize>,
 }
 
-impl<T: Element> Kernel for Share<'_, '_, T> {
+impl<T: Float> Kernel for Share<'_, '_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -89,7 +116,7 @@ impl<T: Element> Kernel for Share<'_, '_, T> {
         let Self { call, tasks } = self;
         let p = &call.p;
         let parts = (p.nq as usize).div_ceil(call.part);
-        let mut scratch = Scratch::new(call.part.min(p.nq as usize).next_multiple_of(S::LANES), p);
+        let mut scratch = Scratch::new(call.part.min(p.nq as usize).next_multiple_of(S::LANES), call);
         for task in tasks {
             let (pair, part) = (task / parts, task % parts);
             let (b, h) = (pair / p.heads as usize, pair % p.heads as usize);
@@ -118,22 +145,30 @@ struct Scratch {
     sum: Vec<f32>,
     /// Queries in rows, on their way between [`Self::q`] or [`Self::o`] and memory.
     rows: Vec<f32>,
+    /// What is added to the scores of a tile, laid out like them; and rows of it, `[query][key]`.
+    added: Vec<f32>,
+    added_rows: Vec<f32>,
 }
 
 impl Scratch {
-    fn new(queries: usize, p: &AttentionParams) -> Self {
-        let (d, keys) = (p.d as usize, KEYS.min(p.nk as usize));
-        let tile = (pitch(d) * keys).max(pitch(keys) * d);
+    fn new<T>(queries: usize, call: &Call<T>) -> Self {
+        let p = &call.p;
+        let (d, dv, keys) = (p.d as usize, p.dv as usize, KEYS.min(p.nk as usize));
+        let tile = |d: usize| (pitch(d) * keys).max(pitch(keys) * d);
         let floats = |n| vec![0.0; n];
+        let adds = call.bias.is_some() || call.mask.is_some() || call.slopes.is_some();
+        let adding = |n| floats(if adds { n } else { 0 });
         Self {
             q: floats(queries * d),
-            o: floats(queries * d),
-            k: floats(tile),
-            v: floats(tile),
+            o: floats(queries * dv),
+            k: floats(tile(d)),
+            v: floats(tile(dv)),
             scores: floats(keys * WIDTH * 16),
             max: floats(queries),
             sum: floats(queries),
-            rows: floats(16 * pitch(d)),
+            rows: floats(16 * pitch(d.max(dv))),
+            added: adding(keys.next_multiple_of(16) * WIDTH * 16),
+            added_rows: adding(16 * pitch(keys)),
         }
     }
 }
@@ -150,7 +185,7 @@ fn pitch(n: usize) -> usize {
 /// Batch entry, head and queries are inside the views, no other thread has these queries, and the CPU
 /// has the instructions of `S`.
 #[inline(always)]
-unsafe fn head<S: Simd, T: Element>(
+unsafe fn head<S: Simd, T: Float>(
     call: &Call<T>,
     b: usize,
     h: usize,
@@ -158,10 +193,41 @@ unsafe fn head<S: Simd, T: Element>(
     s: &mut Scratch,
 ) {
     let p = &call.p;
-    let d = p.d as usize;
-    let band =
-        call.banded.then_some(Band { from: p.band_from as i32 as i64, until: p.band_until as i32 as i64 });
-    let keys = p.nk as usize;
+    let (d, dv) = (p.d as usize, p.dv as usize);
+    let length = |lengths: Option<In<i32>>, stride: u32, all: u32| match lengths {
+        // SAFETY: the batch entry is inside the views, whose shapes the op has checked.
+        Some(lengths) => unsafe { *lengths.at(b * stride as usize) }.clamp(0, all as i32) as usize,
+        None => all as usize,
+    };
+    let keys = length(call.k_lengths, p.k_lengths_b, p.nk);
+    let live_queries = length(call.q_lengths, p.q_lengths_b, p.nq);
+    // Of query 0, were all queries and keys there, and as it is.
+    let place = keys as i64 - live_queries as i64;
+    let moved = place - (i64::from(p.nk) - i64::from(p.nq));
+    let band = call.banded.then_some(Band {
+        from: i64::from(p.band_from as i32) + moved,
+        until: i64::from(p.band_until as i32) + moved,
+    });
+    let past = queries.start.max(live_queries)..queries.end;
+    let queries = queries.start..queries.end.min(live_queries).max(queries.start);
+    // SAFETY: the queries past the end of the sequence are this task's too.
+    unsafe { nothing(call, b, h, past) };
+    if queries.is_empty() {
+        return;
+    }
+    // SAFETY: as for the lengths; head and batch entry are inside.
+    let sink = call.sinks.map(|sinks| unsafe { *sinks.at(h * p.sinks_h as usize) } * LOG2_E);
+    let sink = sink.filter(|&sink| sink > HIDDEN_FROM);
+    let adding = Adding {
+        bias: call.bias.map(|bias| (bias, b * p.bias_b as usize + h * p.bias_h as usize)),
+        mask: call.mask.map(|mask| mask.after(b * p.mask_b as usize + h * p.mask_h as usize)),
+        // SAFETY: as above.
+        slope: call
+            .slopes
+            .map(|slopes| unsafe { *slopes.at(b * p.slopes_b as usize + h * p.slopes_h as usize) } * LOG2_E),
+        p,
+        place,
+    };
     let seen = band.as_ref().map_or(0..keys, |band| band.of(&queries, keys));
     let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
     let kv_start =
@@ -186,18 +252,25 @@ unsafe fn head<S: Simd, T: Element>(
             let k = call.k.at(kv_start(p.k_b, p.k_h) + first * p.k_n as usize);
             let k = copy::<S, T>(k, Lay { n: p.k_n as usize, e: p.k_d as usize, d }, count, &mut s.k);
             let v = call.v.at(kv_start(p.v_b, p.v_h) + first * p.v_n as usize);
-            let v = copy::<S, T>(v, Lay { n: p.v_n as usize, e: p.v_d as usize, d }, count, &mut s.v);
+            let v = copy::<S, T>(v, Lay { n: p.v_n as usize, e: p.v_d as usize, d: dv }, count, &mut s.v);
             for i in 0..blocks {
                 let range = block(i);
                 let at = range.start * S::LANES;
+                if adding.adds() {
+                    let live = queries.start + at..queries.start + at + live(&range);
+                    adding.lay::<S>(live, range.len() * S::LANES, first..first + count, s);
+                }
                 let state = Block {
                     q: s.q.as_ptr().add(at * d),
-                    o: s.o.as_mut_ptr().add(at * d),
+                    o: s.o.as_mut_ptr().add(at * dv),
                     max: s.max.as_mut_ptr().add(at),
                     sum: s.sum.as_mut_ptr().add(at),
                     scores: s.scores.as_mut_ptr(),
+                    added: adding.adds().then_some(s.added.as_ptr()),
                     d,
+                    dv,
                     cap: [p.cap, p.cap_rate],
+                    sink,
                     band: band.as_ref().and_then(|band| {
                         band.within(first..first + count, queries.start + at, range.len() * S::LANES)
                     }),
@@ -213,11 +286,22 @@ unsafe fn head<S: Simd, T: Element>(
             let v = block(i);
             let at = v.start * S::LANES;
             let to = call.out.at(start(p.out_b, p.out_h) + (queries.start + at) * p.out_n as usize);
-            let lay = Lay { n: p.out_n as usize, e: p.out_d as usize, d };
+            let lay = Lay { n: p.out_n as usize, e: p.out_d as usize, d: dv };
             // Without keys nothing was ever added.
             let sum = if seen.is_empty() { None } else { Some(s.sum.as_ptr().add(at)) };
+            if let Some(lse) = call.lse {
+                for query in 0..live(&v) {
+                    let (max, sum) = match sum {
+                        Some(sum) => (s.max[at + query], *sum.add(query)),
+                        None => sink.map_or((0.0, 0.0), |sink| (sink, 1.0)),
+                    };
+                    let i = start(p.lse_b, p.lse_h) + (queries.start + at + query) * p.lse_n as usize;
+                    // The logarithm of 0 is -infinity.
+                    *lse.at(i) = (max + sum.log2()) * LN_2;
+                }
+            }
             scatter::<S, T>(
-                s.o.as_ptr().add(at * d),
+                s.o.as_ptr().add(at * dv),
                 sum,
                 v.len() * S::LANES,
                 to,
@@ -225,6 +309,125 @@ unsafe fn head<S: Simd, T: Element>(
                 live(&v),
                 &mut s.rows,
             );
+        }
+    }
+}
+
+/// The results of queries that see nothing.
+///
+/// # Safety
+/// Batch entry, head and queries are inside the views, and no other thread has these queries.
+unsafe fn nothing<T: Float>(call: &Call<T>, b: usize, h: usize, queries: Range<usize>) {
+    let p = &call.p;
+    let at = |b_stride: u32, h_stride: u32, n_stride: u32, i: usize| {
+        b * b_stride as usize + h * h_stride as usize + i * n_stride as usize
+    };
+    for i in queries {
+        // SAFETY: by the contract.
+        unsafe {
+            for e in 0..p.dv as usize {
+                *call.out.at(at(p.out_b, p.out_h, p.out_n, i) + e * p.out_d as usize) = T::from_f32(0.0);
+            }
+            if let Some(lse) = call.lse {
+                *lse.at(at(p.lse_b, p.lse_h, p.lse_n, i)) = f32::NEG_INFINITY;
+            }
+        }
+    }
+}
+
+/// What is added to the scores of one head, in units of log2(e).
+struct Adding<'a, 'b, T> {
+    /// With its start in the bias.
+    bias: Option<(Bias<'b, T>, usize)>,
+    mask: Option<In<'b, u8>>,
+    slope: Option<f32>,
+    p: &'a AttentionParams,
+    /// That of query 0 among the keys.
+    place: i64,
+}
+
+impl<T: Float> Adding<'_, '_, T> {
+    fn adds(&self) -> bool {
+        self.bias.is_some() || self.mask.is_some() || self.slope.is_some()
+    }
+
+    /// Lays it out for some queries and the keys of a tile, in rows of `width` queries.
+    ///
+    /// # Safety
+    /// Queries and keys are inside the views, the scratch holds that much, and the CPU has the instructions of `S`.
+    #[inline(always)]
+    unsafe fn lay<S: Simd>(&self, queries: Range<usize>, width: usize, keys: Range<usize>, s: &mut Scratch) {
+        let count = keys.len();
+        let pitch = pitch(count);
+        let (rows, to) = (&mut s.added_rows, s.added.as_mut_ptr());
+        let p = self.p;
+        // SAFETY: by the contract; rows are `pitch` apart and hold whole vectors.
+        unsafe {
+            // What is alike for all queries is laid out once.
+            let alike = self.slope.is_none()
+                && (self.bias.is_none() || p.bias_q == 0)
+                && (self.mask.is_none() || p.mask_q == 0);
+            if alike {
+                self.row::<S>(queries.start, keys, rows);
+                for key in 0..count {
+                    let x = S::splat(rows[key]);
+                    for first in (0..width).step_by(S::LANES) {
+                        S::store(to.add(key * width + first), x);
+                    }
+                }
+                return;
+            }
+            for first in (0..width).step_by(S::LANES) {
+                for lane in 0..S::LANES {
+                    // Beyond the last query its numbers are repeated.
+                    let query = (queries.start + first + lane).min(queries.end - 1);
+                    self.row::<S>(query, keys.clone(), &mut rows[lane * pitch..][..pitch]);
+                }
+                for key in (0..count).step_by(S::LANES) {
+                    S::transpose(rows.as_ptr().add(key), pitch, to.add(key * width + first), width);
+                }
+            }
+        }
+    }
+
+    /// One query's.
+    ///
+    /// # Safety
+    /// As for [`Self::lay`]; the row holds that many keys.
+    #[inline(always)]
+    unsafe fn row<S: Simd>(&self, query: usize, keys: Range<usize>, row: &mut [f32]) {
+        let p = self.p;
+        let row = &mut row[..keys.len()];
+        // SAFETY: by the contract.
+        unsafe {
+            let stride = p.bias_k as usize;
+            let at = |start: usize| start + query * p.bias_q as usize + keys.start * stride;
+            match self.bias {
+                Some((Bias::F32(bias), start)) => {
+                    line::<S, f32>(bias.at(at(start)), stride, keys.len(), LOG2_E, row.as_mut_ptr());
+                }
+                Some((Bias::Same(bias), start)) => {
+                    line::<S, T>(bias.at(at(start)), stride, keys.len(), LOG2_E, row.as_mut_ptr());
+                }
+                None => row.fill(0.0),
+            }
+            if self.bias.is_some() {
+                for x in row.iter_mut() {
+                    *x = if *x <= HIDDEN_FROM { HIDDEN } else { *x };
+                }
+            }
+            if let Some(slope) = self.slope {
+                let ahead = (keys.start as i64 - self.place - query as i64) as f32;
+                for (j, x) in row.iter_mut().enumerate() {
+                    *x -= slope * (ahead + j as f32).abs();
+                }
+            }
+            if let Some(mask) = self.mask {
+                let mask = mask.at(query * p.mask_q as usize + keys.start * p.mask_k as usize);
+                for (j, x) in row.iter_mut().enumerate() {
+                    *x = if *mask.add(j * p.mask_k as usize) == 0 { HIDDEN } else { *x };
+                }
+            }
         }
     }
 }
@@ -294,7 +497,7 @@ struct Tile {
 /// # Safety
 /// The tokens are inside the view, and `to` holds `pitch(d) * count` and `pitch(count) * d` floats.
 #[inline(always)]
-unsafe fn copy<S: Simd, T: Element>(from: *const T, lay: Lay, count: usize, to: &mut [f32]) -> Tile {
+unsafe fn copy<S: Simd, T: Float>(from: *const T, lay: Lay, count: usize, to: &mut [f32]) -> Tile {
     let Lay { n, e, d } = lay;
     let to = to.as_mut_ptr();
     let across = n == 1 && e != 1;
@@ -312,7 +515,7 @@ unsafe fn copy<S: Simd, T: Element>(from: *const T, lay: Lay, count: usize, to: 
 /// # Safety
 /// Both sides hold them, and the CPU has the instructions of `S`.
 #[inline(always)]
-unsafe fn line<S: Simd, T: Element>(from: *const T, stride: usize, count: usize, scale: f32, to: *mut f32) {
+unsafe fn line<S: Simd, T: Float>(from: *const T, stride: usize, count: usize, scale: f32, to: *mut f32) {
     // SAFETY: by the contract; whole vectors are read and written only where they fit.
     unsafe {
         if stride != 1 {
@@ -338,7 +541,7 @@ unsafe fn line<S: Simd, T: Element>(from: *const T, stride: usize, count: usize,
 /// # Safety
 /// The queries are inside the view, `to` holds `d * width` floats, `width` is a multiple of the lanes.
 #[inline(always)]
-unsafe fn gather<S: Simd, T: Element>(
+unsafe fn gather<S: Simd, T: Float>(
     from: *const T,
     lay: Lay,
     count: usize,
@@ -383,7 +586,7 @@ unsafe fn gather<S: Simd, T: Element>(
 /// # Safety
 /// As for [`gather`]; no other thread touches these queries.
 #[inline(always)]
-unsafe fn scatter<S: Simd, T: Element>(
+unsafe fn scatter<S: Simd, T: Float>(
     from: *const f32,
     sum: Option<*const f32>,
     width: usize,
@@ -446,15 +649,24 @@ struct Block {
     max: *mut f32,
     sum: *mut f32,
     scores: *mut f32,
+    /// What is added to them.
+    added: Option<*const f32>,
     d: usize,
+    dv: usize,
     /// The softcap in units of log2(e), or 0, and the rate of its exponential.
     cap: [f32; 2],
+    /// A score that was there before all keys, in units of log2(e).
+    sink: Option<f32>,
     /// What [`Band::within`] says of the tile.
     band: Option<[f32; 2]>,
 }
 
 /// A score that no other is below: what a hidden key has.
 const HIDDEN: f32 = -3e38;
+/// The least that is subtracted from scores, so that the exponential of a hidden one is 0 even where all are hidden.
+const LEAST: f32 = -2.9e38;
+/// A bias that is no more than this hides its key, in units of log2(e).
+const HIDDEN_FROM: f32 = -1e38 * LOG2_E;
 
 impl Block {
     /// Takes one tile of keys.
@@ -467,7 +679,8 @@ impl Block {
         // SAFETY: by the contract.
         unsafe {
             let width = W * S::LANES;
-            let mut max = [S::splat(f32::MIN); W];
+            let mut max = [S::splat(self.sink.unwrap_or(f32::MIN)); W];
+            let mut shift = [S::splat(0.0); W];
             let mut alpha = [S::splat(1.0); W];
             let mut sum = [S::splat(0.0); W];
             if !first {
@@ -489,22 +702,22 @@ impl Block {
                 }
                 key += rows;
             }
-            if self.cap[0] > 0.0 || self.band.is_some() {
+            if self.cap[0] > 0.0 || self.band.is_some() || self.added.is_some() {
                 max = self.change::<S, W>(count, before);
             }
-            if !first {
-                for w in 0..W {
-                    alpha[w] = exp2::<S>(S::sub(before[w], max[w]));
+            for w in 0..W {
+                shift[w] = S::max(S::splat(LEAST), max[w]);
+                if !first {
+                    alpha[w] = exp2::<S>(S::sub(before[w], shift[w]));
                     sum[w] = S::mul(S::load(self.sum.add(w * S::LANES)), alpha[w]);
+                } else if self.sink.is_some() {
+                    sum[w] = exp2::<S>(S::sub(before[w], shift[w]));
                 }
             }
             for key in 0..count {
                 for w in 0..W {
                     let at = self.scores.add(key * width + w * S::LANES);
-                    let mut x = exp2::<S>(S::sub(S::load(at), max[w]));
-                    if let Some(band) = self.band {
-                        x = S::mul(x, visible::<S>(band, key, w));
-                    }
+                    let x = exp2::<S>(S::sub(S::load(at), shift[w]));
                     sum[w] = S::add(sum[w], x);
                     S::store(at, x);
                 }
@@ -515,10 +728,10 @@ impl Block {
             }
             let alpha = if first { None } else { Some(alpha) };
             let mut e = 0;
-            while e < self.d {
+            while e < self.dv {
                 let from = v.from.add(e * v.e);
                 let to = self.o.add(e * width);
-                let rows = rows::<S>(self.d - e);
+                let rows = rows::<S>(self.dv - e);
                 match rows {
                     8 => Self::values::<S, 8, W>(from, v, self.scores, count, to, alpha),
                     4 => Self::values::<S, 4, W>(from, v, self.scores, count, to, alpha),
@@ -530,8 +743,8 @@ impl Block {
         }
     }
 
-    /// Caps the scores of a tile and hides those of keys that a query does not see; the largest of each query, and of
-    /// `max`.
+    /// Caps the scores of a tile, adds what is to be added, and hides those of keys that a query does not see; the largest
+    /// of each query, and of `max`.
     #[inline(always)]
     unsafe fn change<S: Simd, const W: usize>(&self, count: usize, mut max: [S::V; W]) -> [S::V; W] {
         // SAFETY: by the contract of `tile`.
@@ -545,6 +758,10 @@ impl Block {
                         let e = exp2::<S>(S::mul(S::abs(x), S::splat(-rate)));
                         let tanh = S::div(S::sub(one, e), S::add(one, e));
                         x = S::copysign(S::mul(S::splat(cap), tanh), x);
+                    }
+                    if let Some(added) = self.added {
+                        // Beside what a hidden key adds, scores are nothing.
+                        x = S::max(S::splat(HIDDEN), S::add(x, S::load(added.add((key * W + w) * S::LANES))));
                     }
                     if let Some(band) = self.band {
                         let visible = visible::<S>(band, key, w);
@@ -680,7 +897,7 @@ unsafe fn product<S: Simd, const R: usize, const W: usize>(
     }
 }
 
-/// `2^x` for x <= 0 to within 2 ulp; below -126 it stays at 2^-126. NaN stays NaN.
+/// `2^x` for x <= 0 to within 2 ulp; 0 where that is below the smallest normal number. NaN stays NaN.
 ///
 /// `2^round(x)` times a minimax polynomial of degree 5 for the rest, whose relative error is 7.5e-8.
 #[inline(always)]
@@ -688,7 +905,7 @@ unsafe fn exp2<S: Simd>(x: S::V) -> S::V {
     // SAFETY: the caller has the instructions of S.
     unsafe {
         // max keeps its second operand when that is NaN.
-        let x = S::max(S::splat(-126.0), x);
+        let x = S::max(S::splat(-127.0), x);
         let n = S::round(x);
         let r = S::sub(x, n);
         let mut y = S::splat(1.327_647_2e-3);

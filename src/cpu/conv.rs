@@ -22,7 +22,7 @@
 use super::activation::activate;
 use super::simd::{Isa, Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
-use crate::dtype::{Dtype, Element};
+use crate::dtype::{Dtype, Float};
 use crate::ops::Activation;
 use crate::ops::conv::{Conv, ConvArgs, ConvParams};
 use crate::target::cpu::Cpu;
@@ -53,7 +53,7 @@ pub(crate) fn run(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cp
     by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
 }
 
-fn typed<T: Element>(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Float>(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     let ConvArgs { x, weight, bias, sample_bias, residual, mut out } = args;
     if out.is_empty() {
         return;
@@ -98,7 +98,7 @@ struct Image<'a, T> {
     strides: [usize; 4],
 }
 
-impl<T: Element> Image<'_, T> {
+impl<T: Float> Image<'_, T> {
     /// # Safety
     /// The index is inside the view.
     #[inline(always)]
@@ -213,7 +213,7 @@ struct Cut {
     groups: usize,
 }
 
-impl<T: Element> Job<'_, T> {
+impl<T: Float> Job<'_, T> {
     fn cut(&self, cpu: &Cpu) -> Cut {
         let isa = cpu.isa();
         let shape = isa.run(ShapeOf);
@@ -500,7 +500,7 @@ struct Pack<'a, T> {
     to: *mut f32,
 }
 
-impl<T: Element> Kernel for Pack<'_, T> {
+impl<T: Float> Kernel for Pack<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -531,7 +531,7 @@ impl<T: Element> Kernel for Pack<'_, T> {
 /// # Safety
 /// The channels are inside the weights; `to` has room.
 #[inline(always)]
-unsafe fn pack_register<S: Simd, T: Element>(
+unsafe fn pack_register<S: Simd, T: Float>(
     job: &Job<'_, T>,
     channel: usize,
     lanes: usize,
@@ -586,7 +586,7 @@ unsafe fn pack_register<S: Simd, T: Element>(
 /// # Safety
 /// As [`pack_register`].
 #[inline(always)]
-unsafe fn pack_runs<T: Element>(
+unsafe fn pack_runs<T: Float>(
     job: &Job<'_, T>,
     cut: &Cut,
     channel: usize,
@@ -624,7 +624,7 @@ struct Fill<'a, T> {
     to: *mut f32,
 }
 
-impl<T: Element> Kernel for Fill<'_, T> {
+impl<T: Float> Kernel for Fill<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -659,7 +659,7 @@ impl<T: Element> Kernel for Fill<'_, T> {
 /// # Safety
 /// The pixels are inside the image; `to` has room.
 #[inline(always)]
-unsafe fn copy_row<S: Simd, T: Element>(
+unsafe fn copy_row<S: Simd, T: Float>(
     job: &Job<'_, T>,
     from: *const T,
     channels: usize,
@@ -712,7 +712,7 @@ unsafe fn copy_row<S: Simd, T: Element>(
 /// # Safety
 /// They are readable, and `to` has room.
 #[inline(always)]
-unsafe fn copy<S: Simd, T: Element>(from: *const T, stride: usize, count: usize, to: *mut f32) {
+unsafe fn copy<S: Simd, T: Float>(from: *const T, stride: usize, count: usize, to: *mut f32) {
     // SAFETY: this function's contract.
     unsafe {
         let mut first = 0;
@@ -736,7 +736,7 @@ unsafe fn copy<S: Simd, T: Element>(from: *const T, stride: usize, count: usize,
 /// # Safety
 /// Those elements are readable.
 #[inline(always)]
-unsafe fn gather<S: Simd, T: Element>(from: *const T, stride: usize, lanes: usize) -> S::V {
+unsafe fn gather<S: Simd, T: Float>(from: *const T, stride: usize, lanes: usize) -> S::V {
     // SAFETY: this function's contract.
     unsafe {
         match stride {
@@ -758,7 +758,7 @@ unsafe fn gather<S: Simd, T: Element>(from: *const T, stride: usize, lanes: usiz
 /// # Safety
 /// Those elements are writable by this thread alone.
 #[inline(always)]
-unsafe fn scatter<S: Simd, T: Element>(to: *mut T, stride: usize, v: S::V, lanes: usize) {
+unsafe fn scatter<S: Simd, T: Float>(to: *mut T, stride: usize, v: S::V, lanes: usize) {
     // SAFETY: this function's contract.
     unsafe {
         match stride {
@@ -815,7 +815,7 @@ impl Strip {
     }
 }
 
-impl<T: Element> Panel<'_, T> {
+impl<T: Float> Panel<'_, T> {
     /// The first channel of a pixel in `out` and in `residual`.
     fn place(&self, sample: usize, y: usize, x: usize) -> Place {
         let index = [sample, self.channels.start, y, x];
@@ -1165,7 +1165,7 @@ struct Finish<'a, T> {
     biases: &'a [f32],
 }
 
-impl<T: Element> Kernel for Finish<'_, T> {
+impl<T: Float> Kernel for Finish<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -1180,7 +1180,7 @@ impl<T: Element> Kernel for Finish<'_, T> {
     }
 }
 
-impl<T: Element> Finish<'_, T> {
+impl<T: Float> Finish<'_, T> {
     /// # Safety
     /// The pixels are this thread's, and their sums are there.
     #[inline(always)]

@@ -21,7 +21,7 @@
 use super::activation::activate;
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
-use crate::dtype::Element;
+use crate::dtype::Float;
 use crate::ops::Activation;
 use crate::ops::matmul::{Matmul, MatmulArgs, MatmulParams};
 use crate::target::cpu::Cpu;
@@ -46,7 +46,7 @@ pub(crate) fn run(op: Matmul, p: &MatmulParams, args: MatmulArgs<&[u8], &mut [u8
     by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
 }
 
-fn typed<T: Element>(op: Matmul, p: &MatmulParams, args: MatmulArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Float>(op: Matmul, p: &MatmulParams, args: MatmulArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     let MatmulArgs { a, b, bias, residual, mut out } = args;
     let mut batch = p.batch as usize;
     if batch == 0 || p.m == 0 || p.n == 0 {
@@ -130,9 +130,9 @@ struct Matrix<'a, T> {
     place: Place,
 }
 
-impl<T: Element> Matrix<'_, T> {
+impl<T: Float> Matrix<'_, T> {
     /// # Safety
-    /// Element (i, j) is inside the view.
+    /// Float (i, j) is inside the view.
     #[inline(always)]
     unsafe fn at(&self, i: usize, j: usize) -> *const T {
         // SAFETY: this function's contract.
@@ -159,7 +159,7 @@ struct Product<'a, T> {
     out_place: Place,
 }
 
-impl<T: Element> Product<'_, T> {
+impl<T: Float> Product<'_, T> {
     /// The same product with the dense axis of the result along its rows, or with the long axis there
     /// when the other is very short: `out^T = b^T a^T`.
     fn upright(self) -> Self {
@@ -352,7 +352,7 @@ struct PackB<'a, T> {
     panels: Range<usize>,
 }
 
-impl<T: Element> Kernel for PackB<'_, T> {
+impl<T: Float> Kernel for PackB<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -370,7 +370,7 @@ impl<T: Element> Kernel for PackB<'_, T> {
 /// # Safety
 /// `to` has room for it, and no other thread touches it.
 #[inline(always)]
-unsafe fn pack_panel<S: Simd, T: Element>(pass: &Pass<'_, T>, panel: usize, to: *mut f32) {
+unsafe fn pack_panel<S: Simd, T: Float>(pass: &Pass<'_, T>, panel: usize, to: *mut f32) {
     let first = (pass.first_panel + panel) * 2 * S::LANES;
     let width = (2 * S::LANES).min(pass.product.n - first);
     let registers = width.div_ceil(S::LANES);
@@ -392,7 +392,7 @@ unsafe fn pack_panel<S: Simd, T: Element>(pass: &Pass<'_, T>, panel: usize, to: 
 /// Those rows and columns are inside `from`; `lanes <= LANES`; `to` has room for `LANES` floats from each
 /// step on.
 #[inline(always)]
-unsafe fn pack<S: Simd, T: Element>(
+unsafe fn pack<S: Simd, T: Float>(
     from: Matrix<'_, T>,
     first: usize,
     lanes: usize,
@@ -460,7 +460,7 @@ struct Multiply<'a, T> {
     finish: bool,
 }
 
-impl<T: Element> Kernel for Multiply<'_, T> {
+impl<T: Float> Kernel for Multiply<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -542,7 +542,7 @@ impl Block {
     /// `b` has `k` steps of `V` registers, `step` elements apart, and `a` as many of `rows` floats; `acc`
     /// is a micro-tile of this thread.
     #[inline(always)]
-    unsafe fn multiply<S: Simd, B: Element, const V: usize>(&self, b: *const B, step: usize) {
+    unsafe fn multiply<S: Simd, B: Float, const V: usize>(&self, b: *const B, step: usize) {
         macro_rules! by_rows {
             ($($rows:literal)*) => {
                 match self.rows {
@@ -561,7 +561,7 @@ impl Block {
     /// # Safety
     /// As [`Self::multiply`], with `rows == R`.
     #[inline(always)]
-    unsafe fn rows<S: Simd, B: Element, const R: usize, const V: usize>(&self, mut b: *const B, step: usize) {
+    unsafe fn rows<S: Simd, B: Float, const R: usize, const V: usize>(&self, mut b: *const B, step: usize) {
         let Shape { rows, columns } = const { Shape::of::<S>() };
         let mut a = self.a;
         // SAFETY: this function's contract.
@@ -602,7 +602,7 @@ impl Block {
 /// # Safety
 /// The rows and columns are inside the result and belong to this thread; `acc` holds their sums.
 #[inline(always)]
-unsafe fn finish<S: Simd, T: Element>(
+unsafe fn finish<S: Simd, T: Float>(
     product: &Product<'_, T>,
     acc: *const f32,
     acc_row: usize,
@@ -640,7 +640,7 @@ unsafe fn finish<S: Simd, T: Element>(
 /// # Safety
 /// Those elements are readable.
 #[inline(always)]
-unsafe fn gather<S: Simd, T: Element>(from: *const T, stride: usize, lanes: usize) -> S::V {
+unsafe fn gather<S: Simd, T: Float>(from: *const T, stride: usize, lanes: usize) -> S::V {
     // SAFETY: this function's contract.
     unsafe {
         match stride {
@@ -663,7 +663,7 @@ unsafe fn gather<S: Simd, T: Element>(from: *const T, stride: usize, lanes: usiz
 /// # Safety
 /// Those elements are writable by this thread alone.
 #[inline(always)]
-unsafe fn scatter<S: Simd, T: Element>(to: *mut T, stride: usize, v: S::V, lanes: usize) {
+unsafe fn scatter<S: Simd, T: Float>(to: *mut T, stride: usize, v: S::V, lanes: usize) {
     // SAFETY: this function's contract.
     unsafe {
         match stride {
@@ -691,7 +691,7 @@ struct FewRows<'a, T> {
 /// Columns whose sums [`FewRows`] keeps at once. Speed only.
 const STRIP: usize = 512;
 
-impl<T: Element> Kernel for FewRows<'_, T> {
+impl<T: Float> Kernel for FewRows<'_, T> {
     type Output = ();
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -729,7 +729,7 @@ impl<T: Element> Kernel for FewRows<'_, T> {
 /// # Safety
 /// `a` holds `R` rows of `k` floats; rows 0..k and the columns are inside `b`, whose rows are dense.
 #[inline(always)]
-unsafe fn few_rows<S: Simd, T: Element, const R: usize>(
+unsafe fn few_rows<S: Simd, T: Float, const R: usize>(
     k: usize,
     a: *const f32,
     b: &Matrix<'_, T>,
@@ -756,7 +756,7 @@ unsafe fn few_rows<S: Simd, T: Element, const R: usize>(
 /// # Safety
 /// As [`few_rows`], with `t + U <= k`.
 #[inline(always)]
-unsafe fn add_rows<S: Simd, T: Element, const R: usize, const U: usize>(
+unsafe fn add_rows<S: Simd, T: Float, const R: usize, const U: usize>(
     t: usize,
     k: usize,
     a: *const f32,

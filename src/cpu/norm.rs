@@ -11,7 +11,7 @@
 use super::activation::activate;
 use super::simd::{Isa, Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
-use crate::dtype::Element;
+use crate::dtype::Float;
 use crate::ops::Activation;
 use crate::ops::norm::{Norm, NormArgs, NormKind, NormParams};
 use crate::target::cpu::Cpu;
@@ -40,7 +40,7 @@ struct Call<'a, T> {
     shift: Option<In<'a, T>>,
 }
 
-fn typed<T: Element>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Float>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     if p.rows == 0 || p.len == 0 {
         return;
     }
@@ -97,7 +97,7 @@ struct Statistics {
     inverse: f32,
 }
 
-impl<T: Element> Call<'_, T> {
+impl<T: Float> Call<'_, T> {
     /// Factor and summand of channel `c` in sample `n`.
     #[inline(always)]
     fn affine(&self, n: usize, c: usize) -> (f32, f32) {
@@ -248,7 +248,7 @@ struct Steps {
 /// # Safety
 /// They are inside the view, and the CPU has the instructions of `S`.
 #[inline(always)]
-unsafe fn get<S: Simd, T: Element>(x: In<T>, at: usize, lanes: usize) -> S::V {
+unsafe fn get<S: Simd, T: Float>(x: In<T>, at: usize, lanes: usize) -> S::V {
     // SAFETY: this function's contract.
     unsafe {
         let from = x.at(at);
@@ -261,7 +261,7 @@ unsafe fn get<S: Simd, T: Element>(x: In<T>, at: usize, lanes: usize) -> S::V {
 /// # Safety
 /// They are inside the view, no other thread has them, and the CPU has the instructions of `S`.
 #[inline(always)]
-unsafe fn put<S: Simd, T: Element>(out: Out<T>, at: usize, v: S::V, lanes: usize) {
+unsafe fn put<S: Simd, T: Float>(out: Out<T>, at: usize, v: S::V, lanes: usize) {
     // SAFETY: this function's contract.
     unsafe {
         let to = out.at(at);
@@ -286,7 +286,7 @@ struct Columns<'a, T> {
     groups: Range<usize>,
 }
 
-impl<T: Element> Columns<'_, T> {
+impl<T: Float> Columns<'_, T> {
     /// The positions: the two axes that are not the channels.
     #[inline(always)]
     fn grid(&self) -> Grid {
@@ -331,7 +331,7 @@ impl<T: Element> Columns<'_, T> {
     }
 }
 
-impl<T: Element> Kernel for Columns<'_, T> {
+impl<T: Float> Kernel for Columns<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -421,7 +421,7 @@ struct Run {
     channel: usize,
 }
 
-impl<T: Element> Rows<'_, T> {
+impl<T: Float> Rows<'_, T> {
     /// How many runs a row has.
     #[inline(always)]
     fn runs(&self) -> usize {
@@ -517,7 +517,7 @@ impl<T: Element> Rows<'_, T> {
     }
 }
 
-impl<T: Element> Kernel for Rows<'_, T> {
+impl<T: Float> Kernel for Rows<'_, T> {
     type Output = ();
 
     #[inline(always)]

@@ -2,7 +2,7 @@
 //! (up) or added in f32 (down); memory traffic is the limit either way.
 
 use super::strided::{In, Out, by_dtype};
-use crate::dtype::Element;
+use crate::dtype::Float;
 use crate::ops::resample::{Resample, ResampleArgs, ResampleParams};
 use crate::target::cpu::Cpu;
 
@@ -10,7 +10,7 @@ pub(crate) fn run(op: Resample, p: &ResampleParams, args: ResampleArgs<&[u8], &m
     by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
 }
 
-fn typed<T: Element>(op: Resample, p: &ResampleParams, args: ResampleArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Float>(op: Resample, p: &ResampleParams, args: ResampleArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     let ResampleArgs { x, mut out } = args;
     if p.total == 0 {
         return;
@@ -31,7 +31,7 @@ fn typed<T: Element>(op: Resample, p: &ResampleParams, args: ResampleArgs<&[u8],
 
 /// # Safety
 /// Row (n, i) is inside the output and no other thread touches it.
-unsafe fn up_row<T: Element>(p: &ResampleParams, x: In<T>, out: Out<T>, n: usize, i: usize) {
+unsafe fn up_row<T: Float>(p: &ResampleParams, x: In<T>, out: Out<T>, n: usize, i: usize) {
     let s = Strides::new(p);
     let (from, to) = (n * s.x_n + i / 2 * s.x_h, n * s.out_n + i * s.out_h);
     if s.x_c == 1 && s.out_c == 1 {
@@ -54,7 +54,7 @@ unsafe fn up_row<T: Element>(p: &ResampleParams, x: In<T>, out: Out<T>, n: usize
 
 /// # Safety
 /// Row (n, i) is inside the output and no other thread touches it.
-unsafe fn down_row<T: Element>(p: &ResampleParams, x: In<T>, out: Out<T>, n: usize, i: usize) {
+unsafe fn down_row<T: Float>(p: &ResampleParams, x: In<T>, out: Out<T>, n: usize, i: usize) {
     let s = Strides::new(p);
     let (from, to) = (n * s.x_n + 2 * i * s.x_h, n * s.out_n + i * s.out_h);
     for c in 0..s.c {

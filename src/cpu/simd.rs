@@ -4,7 +4,7 @@
 //! function compiled for the instruction set. Everything below `run` must be `#[inline(always)]`, or it
 //! would be compiled without those instructions.
 
-use crate::dtype::{Dtype, Element};
+use crate::dtype::{Dtype, Float};
 use half::{bf16, f16};
 
 /// The instruction sets that the CPU kernels are compiled for.
@@ -163,26 +163,27 @@ pub(crate) trait Simd: Copy + 'static {
     unsafe fn copysign(a: Self::V, b: Self::V) -> Self::V;
     /// To the nearest integer, ties to even.
     unsafe fn round(a: Self::V) -> Self::V;
-    /// `2^a` for integral `a` in -126..=127.
+    /// `2^a` for integral `a` in -126..=127; 0 of -127.
     unsafe fn pow2(a: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> f32;
 
     /// A full register from any dtype.
     #[inline(always)]
-    unsafe fn get<T: Element>(p: *const T) -> Self::V {
+    unsafe fn get<T: Float>(p: *const T) -> Self::V {
         // SAFETY: the caller's contract; the dtype says which type T is.
         unsafe {
             match T::DTYPE {
                 Dtype::F32 => Self::load(p.cast()),
                 Dtype::F16 => Self::load_f16(p.cast()),
                 Dtype::Bf16 => Self::load_bf16(p.cast()),
+                Dtype::I32 | Dtype::U8 => unreachable!("no float"),
             }
         }
     }
 
     /// The first `n` lanes from any dtype; the others are 0.
     #[inline(always)]
-    unsafe fn get_n<T: Element>(p: *const T, n: usize) -> Self::V {
+    unsafe fn get_n<T: Float>(p: *const T, n: usize) -> Self::V {
         // SAFETY: the caller's contract; `all` holds a whole register of T.
         unsafe {
             if T::DTYPE as u8 == Dtype::F32 as u8 {
@@ -196,20 +197,21 @@ pub(crate) trait Simd: Copy + 'static {
 
     /// A full register to any dtype, rounded to nearest even.
     #[inline(always)]
-    unsafe fn put<T: Element>(p: *mut T, v: Self::V) {
+    unsafe fn put<T: Float>(p: *mut T, v: Self::V) {
         // SAFETY: the caller's contract; the dtype says which type T is.
         unsafe {
             match T::DTYPE {
                 Dtype::F32 => Self::store(p.cast(), v),
                 Dtype::F16 => Self::store_f16(p.cast(), v),
                 Dtype::Bf16 => Self::store_bf16(p.cast(), v),
+                Dtype::I32 | Dtype::U8 => unreachable!("no float"),
             }
         }
     }
 
     /// The first `n` lanes to any dtype, rounded to nearest even.
     #[inline(always)]
-    unsafe fn put_n<T: Element>(p: *mut T, v: Self::V, n: usize) {
+    unsafe fn put_n<T: Float>(p: *mut T, v: Self::V, n: usize) {
         // SAFETY: the caller's contract; `all` holds a whole register of T.
         unsafe {
             if T::DTYPE as u8 == Dtype::F32 as u8 {
@@ -224,7 +226,7 @@ pub(crate) trait Simd: Copy + 'static {
     /// Transposes `LANES` rows of `LANES` elements: element j of row i goes to `to + j * to_row + i`.
     /// Columns are written in ascending order, so they may overlap.
     #[inline(always)]
-    unsafe fn transpose<T: Element>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
+    unsafe fn transpose<T: Float>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
         // SAFETY: the caller's contract, for LANES rows of LANES elements on both sides.
         unsafe {
             for j in 0..Self::LANES {
@@ -370,7 +372,7 @@ impl Simd for Plain {
 
 #[cfg(target_arch = "x86_64")]
 mod x86 {
-    use super::{Element, Simd, bf16, f16};
+    use super::{Float, Simd, bf16, f16};
     use std::arch::x86_64::*;
 
     /// 16 lanes.
@@ -493,7 +495,7 @@ mod x86 {
             unsafe { _mm512_reduce_add_ps(a) }
         }
         #[inline(always)]
-        unsafe fn transpose<T: Element>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
+        unsafe fn transpose<T: Float>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
             unsafe {
                 // Four rows at a time as 4x4 blocks: r[4q + c] then holds, in its 128-bit lane b, column
                 // 4b + c of rows 4q..4q+4.
@@ -648,7 +650,7 @@ mod x86 {
             }
         }
         #[inline(always)]
-        unsafe fn transpose<T: Element>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
+        unsafe fn transpose<T: Float>(from: *const T, from_row: usize, to: *mut f32, to_row: usize) {
             unsafe {
                 // r[4q + c] holds, in its 128-bit lane b, column 4b + c of rows 4q..4q+4.
                 let mut r = [_mm256_setzero_ps(); 8];
@@ -837,7 +839,7 @@ mod tests {
     }
 
     struct Transpose<'a, T>(&'a [T], &'a mut [f32]);
-    impl<T: Element> Kernel for Transpose<'_, T> {
+    impl<T: Float> Kernel for Transpose<'_, T> {
         type Output = usize;
         #[inline(always)]
         unsafe fn run<S: Simd>(self) -> usize {
@@ -848,7 +850,7 @@ mod tests {
         }
     }
 
-    fn transposes<T: Element>() {
+    fn transposes<T: Float>() {
         let x: Vec<T> = (0..17 * 16).map(|i| T::from_f32((i % 251) as f32)).collect();
         for isa in Isa::available() {
             let mut y = vec![f32::NAN; 19 * 16];
@@ -867,7 +869,7 @@ mod tests {
     }
 
     struct Through<'a, T>(&'a [f32], &'a mut [T], &'a mut [f32]);
-    impl<T: Element> Kernel for Through<'_, T> {
+    impl<T: Float> Kernel for Through<'_, T> {
         type Output = ();
         #[inline(always)]
         unsafe fn run<S: Simd>(self) {
@@ -883,7 +885,7 @@ mod tests {
         }
     }
 
-    fn conversions_match<T: Element + PartialEq + std::fmt::Debug>() {
+    fn conversions_match<T: Float + PartialEq + std::fmt::Debug>() {
         let x: Vec<f32> = (0..10_007u32)
             .map(|i| f32::from_bits(i.wrapping_mul(429_496_729)))
             .chain([

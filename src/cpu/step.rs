@@ -3,7 +3,7 @@
 
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
-use crate::dtype::{Dtype, Element};
+use crate::dtype::{Dtype, Float};
 use crate::ops::step::{Coefficients, MAX_BUFFERS, Noise, Step, StepArgs, StepParams, Strides};
 use crate::philox;
 use crate::target::cpu::Cpu;
@@ -23,7 +23,7 @@ pub(crate) fn run(op: Step, p: &StepParams, args: StepArgs<&[u8], &mut [u8]>, cp
     by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
 }
 
-fn typed<T: Element>(op: Step, p: &StepParams, args: StepArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Float>(op: Step, p: &StepParams, args: StepArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     let (samples, len) = (p.samples as usize, p.len as usize);
     if samples == 0 || len == 0 {
         return;
@@ -68,7 +68,7 @@ struct Call<'a, T> {
 /// One buffer of a sample: coefficient, first element, strides.
 type Term<'a, T> = (f32, In<'a, T>, Strides);
 
-impl<T: Element> Call<'_, T> {
+impl<T: Float> Call<'_, T> {
     /// Coefficient `j` of sample `b`; 8 is that of the noise.
     fn coefficient(&self, b: usize, j: usize) -> f32 {
         match (self.op.coefficients, self.table) {
@@ -118,7 +118,7 @@ impl<T: Element> Call<'_, T> {
         }
     }
 
-    /// Element by element, along runs of the last axis.
+    /// Float by element, along runs of the last axis.
     fn scattered(
         &self,
         terms: &[Term<T>],
@@ -167,7 +167,7 @@ struct Dense<'a, T> {
     stream: bool,
 }
 
-impl<T: Element> Kernel for Dense<'_, T> {
+impl<T: Float> Kernel for Dense<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -189,7 +189,7 @@ impl<T: Element> Kernel for Dense<'_, T> {
     }
 }
 
-impl<T: Element> Dense<'_, T> {
+impl<T: Float> Dense<'_, T> {
     #[inline(always)]
     unsafe fn sum<S: Simd, const N: usize>(self) {
         let Self { terms, noise, out, piece, stream } = self;
@@ -237,7 +237,7 @@ struct Sources<S: Simd, T, const N: usize> {
     normals: Option<*const f32>,
 }
 
-impl<S: Simd, T: Element, const N: usize> Sources<S, T, N> {
+impl<S: Simd, T: Float, const N: usize> Sources<S, T, N> {
     /// The sum over `lanes` elements from `e` on.
     #[inline(always)]
     unsafe fn sum(&self, e: usize, lanes: usize) -> S::V {

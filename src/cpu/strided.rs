@@ -69,7 +69,7 @@ impl<'a, T: Element> Out<'a, T> {
     }
 }
 
-/// Calls a generic function with the element type of a dtype: `by_dtype!(dtype, run(args..))` calls
+/// Calls a generic function with the element type of a float dtype: `by_dtype!(dtype, run(args..))` calls
 /// `run::<f32>(args..)`, `run::<f16>(..)` or `run::<bf16>(..)`.
 macro_rules! by_dtype {
     ($dtype:expr, $run:ident($($arg:expr),* $(,)?)) => {
@@ -77,6 +77,7 @@ macro_rules! by_dtype {
             $crate::Dtype::F32 => $run::<f32>($($arg),*),
             $crate::Dtype::F16 => $run::<half::f16>($($arg),*),
             $crate::Dtype::Bf16 => $run::<half::bf16>($($arg),*),
+            $crate::Dtype::I32 | $crate::Dtype::U8 => unreachable!("ops check that they compute with floats"),
         }
     };
 }

@@ -6,11 +6,20 @@ use crate::op::{Caps, Consts, Cost, Language, Op, Plan, Signature, check, fold_g
 use crate::target::cpu::Cpu;
 use crate::view::View;
 
-/// Attention over heads: `out = softmax(softmax_scale * Q K^T) V`, the softmax taken over the keys that a query sees.
+/// Attention over heads: `out = softmax(softmax_scale * Q K^T + bias) V`, the softmax taken over the keys that a query
+/// sees.
 ///
-/// K and V may have fewer heads than Q, by a whole factor: query head `h` then uses head `h / (heads of Q / heads of K)`
-/// (grouped and multi-query attention). [`Attention::causal`] and [`Attention::window()`] hide keys from queries,
-/// [`Attention::softcap()`] bounds the scores. A query that sees no key has the result 0.
+/// - **Heads.** K and V may have fewer heads than Q, by a whole factor: query head `h` then uses head
+///   `h / (heads of Q / heads of K)` (grouped and multi-query attention). The heads of V may have another size than those
+///   of Q and K.
+/// - **Scores.** `softmax_scale * q . k`, then [`Attention::softcap()`], then `bias` and the slopes of ALiBi are added.
+/// - **Which keys a query sees**: those inside [`Attention::causal`] or [`Attention::window()`], before the length of its
+///   sequence, where `mask` is not 0 and where `bias` is above -1e38. A query that sees no key has the result 0.
+/// - **What else goes into the sum below the fraction line**: `sinks`.
+/// - `lse` is the logarithm of that sum, from which partial results are merged and gradients computed.
+///
+/// All of them go together. Joint attention of two streams (MM-DiT) needs no operand of its own: their projections
+/// write into slices of one buffer along the tokens, as every operand of [`Matmul`](super::Matmul) may be strided.
 ///
 /// Computed with the online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): scores exist one
 /// tile at a time, never as an `nq` by `nk` matrix. Scores of any finite size are safe: each is compared
@@ -24,12 +33,11 @@ use crate::view::View;
 /// let (q, k) = ([0.0f32, 50.0, 0.0, 0.0], [1.0f32, 0.0, 0.0, 1.0]);
 /// let (v, mut out) = ([1.0f32, 2.0, 3.0, 4.0], [0.0f32; 4]);
 /// let shape = [1, 1, 2, 2];
-/// Cpu::new()?.run(&Attention::new(2), AttentionArgs {
-///     q: View::of(&q, &shape)?,
-///     k: View::of(&k, &shape)?,
-///     v: View::of(&v, &shape)?,
-///     out: View::of_mut(&mut out, &shape)?,
-/// })?;
+/// let view = |x| View::of(x, &shape);
+/// Cpu::new()?.run(
+///     &Attention::new(2),
+///     AttentionArgs::new(view(&q)?, view(&k)?, view(&v)?, View::of_mut(&mut out, &shape)?),
+/// )?;
 /// assert!(out.iter().zip([3.0, 4.0, 2.0, 3.0]).all(|(got, want)| (got - want).abs() < 1e-6));
 /// # Ok::<(), advect::Error>(())
 /// ```
@@ -53,7 +61,7 @@ pub struct Attention {
 }
 
 /// Which keys a query sees. The last query and the last key are at the same place: query `i` of `nq` is at
-/// `i + nk - nq` among `nk` keys.
+/// `i + nk - nq` among `nk` keys. With lengths, those of its sequence stand for `nq` and `nk`.
 #[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
 pub struct Window {
     /// How many keys before that place; `None` is all.
@@ -69,12 +77,12 @@ impl Window {
     }
 
     /// What query `i` sees is `max(0, i + from)..min(nk, i + until)`: `from` and `until`, no farther than makes a
-    /// difference.
+    /// difference, also where lengths move them by up to `nq` or `nk`.
     pub(crate) fn bounds(self, nq: usize, nk: usize) -> [i64; 2] {
         let (nq, nk) = (nq as i64, nk as i64);
-        let within = |x: i64| x.clamp(-nq, nk);
-        let from = self.left.map_or(-nq, |left| within(nk - nq - i64::from(left)));
-        let until = self.right.map_or(nk, |right| within(nk - nq + i64::from(right) + 1));
+        let far = 2 * (nq + nk);
+        let from = self.left.map_or(-far, |left| (nk - nq - i64::from(left)).max(-far));
+        let until = self.right.map_or(far, |right| (nk - nq + i64::from(right) + 1).min(far));
         [from, until]
     }
 }
@@ -113,18 +121,45 @@ impl Attention {
 }
 
 crate::operands! {
-    /// Operands of [`Attention`]: axes are (batch, head, token, element of the head), of one dtype, with
-    /// free strides. The Q, K and V of a packed projection `[b, n, 3, h, d]` are three views of it; the
-    /// heads of an NCHW image are views whose last stride is the number of pixels.
+    /// Operands of [`Attention`]: axes are (batch, head, token, element of the head), `q`, `k`, `v` and `out` of one
+    /// dtype, with free strides. The Q, K and V of a packed projection `[b, n, 3, h, d]` are three views of it; the
+    /// heads of an NCHW image are views whose last stride is the number of pixels. What is the same along an axis is
+    /// repeated there by [`View::expand`].
     pub struct AttentionArgs {
         /// Queries, `[b, h, nq, d]`.
         q: input,
         /// Keys, `[b, h / g, nk, d]`, one head for each `g` heads of `q`.
         k: input,
-        /// Values, `[b, h / g, nk, d]`.
+        /// Values, `[b, h / g, nk, dv]`.
         v: input,
-        /// The result, `[b, h, nq, d]`.
+        /// Added to the scores, `[b, h, nq, nk]`, in f32 or the dtype of `q`. What is -1e38 or less hides the key.
+        bias: optional,
+        /// `[b, h, nq, nk]`, u8: 0 hides the key.
+        mask: optional,
+        /// `[b]`, i32: how many of the `nq` queries a sequence has. The results of others are 0. Lengths below 0 count
+        /// as 0, those above `nq` as `nq`.
+        q_lengths: optional,
+        /// `[b]`, i32: how many of the `nk` keys it has. The others are hidden.
+        k_lengths: optional,
+        /// `[b, h]`, f32: slopes of ALiBi (Press et al. 2021, arXiv:2108.12409), by which scores fall with the distance
+        /// between the places of query and key.
+        slopes: optional,
+        /// `[h]`, f32: a score that joins the softmax of every query of a head, without a value (attention sinks, Xiao et
+        /// al. 2023, arXiv:2309.17453).
+        sinks: optional,
+        /// The result, `[b, h, nq, dv]`.
         out: output,
+        /// `[b, h, nq]`, f32: the natural logarithm of the sum of the exponentials of all scores, sinks included;
+        /// -infinity of no key.
+        lse: extra,
+    }
+}
+
+impl<I, O> AttentionArgs<I, O> {
+    /// Without anything optional, which is then set field by field.
+    pub fn new(q: View<I>, k: View<I>, v: View<I>, out: View<O>) -> Self {
+        let (bias, mask, q_lengths, k_lengths, slopes, sinks) = (None, None, None, None, None, None);
+        Self { q, k, v, bias, mask, q_lengths, k_lengths, slopes, sinks, out, lse: None }
     }
 }
 
@@ -139,8 +174,10 @@ crate::params! {
         nq: u32,
         /// Keys.
         nk: u32,
-        /// Elements of a head.
+        /// Elements of a head of `q` and `k`.
         d: u32,
+        /// Elements of a head of `v` and `out`.
+        dv: u32,
         /// Heads of `q` for each of `k`.
         group: u32,
         /// With a window, query i sees the keys from max(0, i + band_from) on; a signed number.
@@ -185,6 +222,38 @@ crate::params! {
         out_n: u32,
         /// Stride of `out` along elements.
         out_d: u32,
+        /// Stride of `bias` along the batch.
+        bias_b: u32,
+        /// Stride of `bias` along heads.
+        bias_h: u32,
+        /// Stride of `bias` along queries.
+        bias_q: u32,
+        /// Stride of `bias` along keys.
+        bias_k: u32,
+        /// Stride of `mask` along the batch.
+        mask_b: u32,
+        /// Stride of `mask` along heads.
+        mask_h: u32,
+        /// Stride of `mask` along queries.
+        mask_q: u32,
+        /// Stride of `mask` along keys.
+        mask_k: u32,
+        /// Stride of `q_lengths`.
+        q_lengths_b: u32,
+        /// Stride of `k_lengths`.
+        k_lengths_b: u32,
+        /// Stride of `slopes` along the batch.
+        slopes_b: u32,
+        /// Stride of `slopes` along heads.
+        slopes_h: u32,
+        /// Stride of `sinks`.
+        sinks_h: u32,
+        /// Stride of `lse` along the batch.
+        lse_b: u32,
+        /// Stride of `lse` along heads.
+        lse_h: u32,
+        /// Stride of `lse` along queries.
+        lse_n: u32,
     }
 }
 
@@ -208,29 +277,31 @@ unsafe impl Op for Attention {
     type Params = AttentionParams;
 
     fn check<I, O>(&self, args: &AttentionArgs<I, O>) -> Result<AttentionParams> {
-        let AttentionArgs { q, k, v, out } = args;
+        let AttentionArgs { q, k, v, out, .. } = args;
         // Kernels work in powers of two: the scale times log2(e) must be a number too.
         if !(self.softmax_scale * std::f32::consts::LOG2_E).is_finite() {
             let wanted = "a number that stays finite times log2(e)";
             return Err(Error::argument(NAME, "softmax_scale", wanted, self.softmax_scale));
         }
-        check::one_dtype(NAME, args, &[])?;
+        let dtype = check::one_dtype(NAME, args, &EXTRAS)?;
         check::rank(NAME, "q", q, &["b", "h", "nq", "d"])?;
         check::rank(NAME, "k", k, &["b", "h", "nk", "d"])?;
-        let (&[b, h, nq, d], &[_, kv_heads, nk, _]) = (q.shape(), k.shape()) else {
+        check::rank(NAME, "v", v, &["b", "h", "nk", "dv"])?;
+        let (&[b, h, nq, d], &[_, kv_heads, nk, _], &[.., dv]) = (q.shape(), k.shape(), v.shape()) else {
             unreachable!("the ranks were checked")
         };
         // As many heads, or fewer that divide them.
         let divides = kv_heads == h || (kv_heads > 0 && h.is_multiple_of(kv_heads));
         check::shape(NAME, "k", k, &[b, if divides { kv_heads } else { h }, nk, d])?;
-        check::shape(NAME, "v", v, &[b, kv_heads, nk, d])?;
-        check::shape(NAME, "out", out, q.shape())?;
+        check::shape(NAME, "v", v, &[b, kv_heads, nk, dv])?;
+        check::shape(NAME, "out", out, &[b, h, nq, dv])?;
+        let extras = Extras::check(args, dtype, [b, h, nq, nk])?;
         if self.softcap != 0.0 && !(1e-30..=1e30).contains(&self.softcap) {
             return Err(Error::argument(NAME, "softcap", "0, or a number from 1e-30 to 1e30", self.softcap));
         }
         // Kernels compute places among the keys with signed numbers.
-        if nq.saturating_add(nk) > i32::MAX as usize {
-            return Err(Error::argument(NAME, "q", "nq + nk below 2^31", format!("{nq} + {nk}")));
+        if nq.saturating_add(nk) >= 1 << 28 {
+            return Err(Error::argument(NAME, "q", "nq + nk below 2^28", format!("{nq} + {nk}")));
         }
         let [from, until] = if self.window.is_all() { [0; 2] } else { self.window.bounds(nq, nk) };
         let size = |arg, n: usize| check::scalar(NAME, arg, n);
@@ -243,6 +314,7 @@ unsafe impl Op for Attention {
             nq: size("q", q.shape()[2])?,
             nk: size("k", nk)?,
             d: size("q", d)?,
+            dv: size("v", dv)?,
             group: size("k", h / kv_heads.max(1))?.max(1),
             band_from: from as i32 as u32,
             band_until: until as i32 as u32,
@@ -265,27 +337,39 @@ unsafe impl Op for Attention {
             out_h: size("out", outs[1])?,
             out_n: size("out", outs[2])?,
             out_d: size("out", outs[3])?,
+            bias_b: extras.bias[0],
+            bias_h: extras.bias[1],
+            bias_q: extras.bias[2],
+            bias_k: extras.bias[3],
+            mask_b: extras.mask[0],
+            mask_h: extras.mask[1],
+            mask_q: extras.mask[2],
+            mask_k: extras.mask[3],
+            q_lengths_b: extras.q_lengths[0],
+            k_lengths_b: extras.k_lengths[0],
+            slopes_b: extras.slopes[0],
+            slopes_h: extras.slopes[1],
+            sinks_h: extras.sinks[0],
+            lse_b: extras.lse[0],
+            lse_h: extras.lse[1],
+            lse_n: extras.lse[2],
         })
     }
 
     fn plan(&self, p: &AttentionParams, signature: &Signature, caps: &Caps) -> Result<Plan> {
-        if p.d > MAX_HEAD_DIM {
-            return Err(Error::Limit {
-                op: NAME,
-                arg: "q",
-                what: "elements of a head",
-                got: p.d.into(),
-                limit: MAX_HEAD_DIM.into(),
-                target: caps.name.clone(),
-            });
+        for (arg, got) in [("q", p.d), ("v", p.dv)] {
+            if got > MAX_HEAD_DIM {
+                let (what, limit, target) = ("elements of a head", MAX_HEAD_DIM.into(), caps.name.clone());
+                return Err(Error::Limit { op: NAME, arg, what, got: got.into(), limit, target });
+            }
         }
         match caps.language {
             Language::Cuda { arch }
-                if arch >= 80 && signature.dtype("q") != Dtype::F32 && p.d <= MMA_MAX_HEAD_DIM =>
+                if arch >= 80 && signature.dtype("q") != Dtype::F32 && p.d.max(p.dv) <= MMA_MAX_HEAD_DIM =>
             {
                 mma(*self, p, signature, caps, arch)
             }
-            Language::Cuda { .. } => tile(*self, p, caps, Consts::new().set("MMA", 0u32), 4),
+            Language::Cuda { .. } => tile(*self, p, signature, caps, Consts::new().set("MMA", 0u32), 4),
             Language::Wgsl { f16, subgroups, .. } => {
                 let half = f16 && signature.dtype("q") == Dtype::F16;
                 // Lanes of a subgroup that share a row: 16 threads hold one.
@@ -296,17 +380,17 @@ unsafe impl Op for Attention {
                     .set("LANES", lanes)
                     .set("SHUFFLE", u32::from(lanes > 1))
                     .set("ACROSS", u32::from(lanes < 16));
-                tile(*self, p, caps, consts, if half { 2 } else { 4 })
+                tile(*self, p, signature, caps, consts, if half { 2 } else { 4 })
             }
         }
     }
 
     fn cost(&self, p: &AttentionParams, signature: &Signature) -> Cost {
-        let [pairs, nq, nk, d, group] = [p.pairs, p.nq, p.nk, p.d, p.group].map(f64::from);
+        let [pairs, nq, nk, both, group] = [p.pairs, p.nq, p.nk, p.d + p.dv, p.group].map(f64::from);
         let size = signature.dtype("q").size() as f64;
         // Of the scores, those that a window leaves.
         let seen = if self.window.is_all() { nq * nk } else { seen(p) };
-        Cost { flops: 4.0 * pairs * seen * d, bytes: 2.0 * pairs * (nq + nk / group) * d * size }
+        Cost { flops: 2.0 * pairs * seen * both, bytes: pairs * (nq + nk / group) * both * size }
     }
 
     unsafe fn cpu(&self, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
@@ -321,66 +405,113 @@ unsafe impl Op for Attention {
         args.try_map(input, output)
     }
 
-    fn batch_axis<I, O>(&self, _: &AttentionArgs<I, O>, _: &str) -> Option<usize> {
-        Some(0)
+    fn batch_axis<I, O>(&self, _: &AttentionArgs<I, O>, operand: &str) -> Option<usize> {
+        (operand != "sinks").then_some(0)
+    }
+}
+
+/// The operands of other dtypes than that of Q.
+const EXTRAS: [&str; 7] = ["bias", "mask", "q_lengths", "k_lengths", "slopes", "sinks", "lse"];
+
+/// Their strides; 0 of those that are absent.
+struct Extras {
+    bias: [u32; 4],
+    mask: [u32; 4],
+    q_lengths: [u32; 1],
+    k_lengths: [u32; 1],
+    slopes: [u32; 2],
+    sinks: [u32; 1],
+    lse: [u32; 3],
+}
+
+impl Extras {
+    /// Checks their dtypes and shapes.
+    fn check<I, O>(args: &AttentionArgs<I, O>, dtype: Dtype, [b, h, nq, nk]: [usize; 4]) -> Result<Self> {
+        fn one<M, const N: usize>(
+            name: &'static str,
+            view: Option<&View<M>>,
+            dtypes: &[Dtype],
+            shape: [usize; N],
+        ) -> Result<[u32; N]> {
+            let mut strides = [0; N];
+            let Some(view) = view else { return Ok(strides) };
+            check::dtype(NAME, name, view, dtypes)?;
+            check::shape(NAME, name, view, &shape)?;
+            for (to, &stride) in strides.iter_mut().zip(view.strides()) {
+                *to = check::scalar(NAME, name, stride)?;
+            }
+            Ok(strides)
+        }
+        let (scores, f32, i32) = ([b, h, nq, nk], &[Dtype::F32], &[Dtype::I32]);
+        Ok(Self {
+            bias: one("bias", args.bias.as_ref(), &[Dtype::F32, dtype], scores)?,
+            mask: one("mask", args.mask.as_ref(), &[Dtype::U8], scores)?,
+            q_lengths: one("q_lengths", args.q_lengths.as_ref(), i32, [b])?,
+            k_lengths: one("k_lengths", args.k_lengths.as_ref(), i32, [b])?,
+            slopes: one("slopes", args.slopes.as_ref(), f32, [b, h])?,
+            sinks: one("sinks", args.sinks.as_ref(), f32, [h])?,
+            lse: one("lse", args.lse.as_ref(), f32, [b, h, nq])?,
+        })
     }
 }
 
 /// The tensor-core kernel: 4 warps, each of one or two tiles of 16 queries; K and V double-buffered in shared memory.
 fn mma(op: Attention, p: &AttentionParams, signature: &Signature, caps: &Caps, arch: u32) -> Result<Plan> {
-    let head_dim = p.d.next_multiple_of(16);
+    let [head_dim, v_dim] = [p.d, p.dv].map(|d| d.max(1).next_multiple_of(16));
+    let largest = head_dim.max(v_dim);
     // Two tiles a warp halve what is read from shared memory, where there are registers for the result, queries for
     // both tiles and blocks for a large device.
-    let enough = p.nq > BLOCK_M && blocks(p, 2 * BLOCK_M) >= u64::from(caps.multiprocessors);
-    let rows = if head_dim <= 128 && enough { 2 } else { 1 };
+    let enough = p.nq > BLOCK_M && blocks(p, signature, 2 * BLOCK_M) >= u64::from(caps.multiprocessors);
+    let rows = if largest <= 128 && enough { 2 } else { 1 };
     // Of larger heads the queries of two tiles take too many registers beside those of the result.
     let q_shared = rows == 2 && head_dim > 64;
     // K and V, two stages each, and Q; rows padded by 16 bytes.
     let shared = |block_n: u32| {
-        let (keys, queries) = (4 * block_n, rows * BLOCK_M);
-        let tokens = if q_shared { keys + queries } else { keys.max(queries) };
-        tokens * (head_dim + 8) * 2
+        let keys = 2 * block_n * (head_dim + v_dim + 16);
+        let queries = rows * BLOCK_M * (head_dim + 8);
+        2 * if q_shared { keys + queries } else { keys.max(queries) }
     };
     // Copies of 16 bytes need rows that are dense and start at multiples of 8 elements; pairs, of 2.
-    let dense = |name, d_stride: u32, strides: [u32; 3], unit: u32| {
+    let dense = |name, d_stride: u32, strides: [u32; 4], unit: u32| {
         let fits = d_stride == 1
-            && [p.d].iter().chain(&strides).all(|s| s % unit == 0)
+            && strides.iter().all(|s| s % unit == 0)
             && signature.align(name) >= unit * signature.dtype("q").size() as u32;
         u32::from(fits)
     };
-    let k_vec = dense("k", p.k_d, [p.k_b, p.k_h, p.k_n], 8);
-    let v_vec = dense("v", p.v_d, [p.v_b, p.v_h, p.v_n], 8);
+    let k_vec = dense("k", p.k_d, [p.k_b, p.k_h, p.k_n, p.d], 8);
+    let v_vec = dense("v", p.v_d, [p.v_b, p.v_h, p.v_n, p.dv], 8);
     // The longest tile of keys of which a multiprocessor holds two blocks: its shared memory is a little more than
     // what one block may have, and a thread's part of result, scores and queries has to leave registers for the rest:
     // the limits are those up to which the compiler spills none.
-    let registers =
-        |block_n: u32| rows * ((head_dim + block_n) / 2 + if q_shared { 0 } else { head_dim / 4 });
-    let plain = op.window.is_all() && op.softcap == 0.0;
+    let registers = |block_n: u32| rows * ((v_dim + block_n) / 2 + if q_shared { 0 } else { head_dim / 4 });
+    let changed = op.softcap > 0.0 || ["bias", "mask", "slopes"].iter().any(|name| signature.has(name));
+    let plain = op.window.is_all() && op.softcap == 0.0 && !EXTRAS.iter().any(|name| signature.has(name));
     let limit = match (k_vec & v_vec == 1, plain) {
-        (true, true) if head_dim == 128 && arch < 120 => 176,
+        (true, true) if largest == 128 && arch < 120 => 176,
         (true, true) => 160,
-        _ if arch < 120 => 144,
+        _ if arch < 120 && !changed => 144,
         _ => 128,
     };
     let twice = |&block_n: &u32| 2 * shared(block_n) <= caps.shared_bytes && registers(block_n) <= limit;
     let least =
-        if shared(32) > caps.shared_bytes || !plain && arch >= 120 && head_dim > 240 { 16 } else { 32 };
+        if shared(32) > caps.shared_bytes || !plain && arch >= 120 && largest > 240 { 16 } else { 32 };
     let block_n = [64, 48, 32].into_iter().find(twice).unwrap_or(least);
     fits(caps, shared(block_n), 128)?;
     Ok(Plan {
         entry: "attention_mma",
-        consts: variants(op, Consts::new())
+        consts: variants(op, signature, Consts::new())
             .set("MMA", 1u32)
             .set("HEAD_DIM", head_dim)
+            .set("V_DIM", v_dim)
             .set("ROWS", rows)
             .set("BLOCK_M", rows * BLOCK_M)
             .set("BLOCK_N", block_n)
             .set("THREADS", 128u32)
             .set("Q_SHARED", u32::from(q_shared))
             .set("KV_VEC", k_vec & v_vec)
-            .set("Q_VEC", dense("q", p.q_d, [p.q_b, p.q_h, p.q_n], 8))
-            .set("OUT_VEC", dense("out", p.out_d, [p.out_b, p.out_h, p.out_n], 2)),
-        grid: fold_grid(NAME, blocks(p, rows * BLOCK_M), caps)?,
+            .set("Q_VEC", dense("q", p.q_d, [p.q_b, p.q_h, p.q_n, p.d], 8))
+            .set("OUT_VEC", dense("out", p.out_d, [p.out_b, p.out_h, p.out_n, p.dv], 2)),
+        grid: fold_grid(NAME, blocks(p, signature, rows * BLOCK_M), caps)?,
         block: [128, 1, 1],
         shared_bytes: shared(block_n),
     })
@@ -394,20 +525,34 @@ fn seen(p: &AttentionParams) -> f64 {
 }
 
 /// What changes the scores: these are compiled in.
-fn variants(op: Attention, consts: Consts) -> Consts {
-    consts.set("BAND", u32::from(!op.window.is_all())).set("SOFTCAP", u32::from(op.softcap > 0.0))
+fn variants(op: Attention, signature: &Signature, consts: Consts) -> Consts {
+    let [band, cap] = [!op.window.is_all(), op.softcap > 0.0];
+    let [bias, mask, slopes] = ["bias", "mask", "slopes"].map(|name| signature.has(name));
+    consts
+        .set("BAND", u32::from(band))
+        .set("SOFTCAP", u32::from(cap))
+        .set("CHANGED", u32::from(cap || bias || mask || slopes))
+        .set("HIDES", u32::from(band || bias || mask))
 }
 
 /// Blocks of `block_m` queries each.
-fn blocks(p: &AttentionParams, block_m: u32) -> u64 {
-    u64::from(p.pairs) * u64::from(p.nq.div_ceil(block_m)) * u64::from(p.d.min(1))
+fn blocks(p: &AttentionParams, signature: &Signature, block_m: u32) -> u64 {
+    let nothing = p.dv == 0 && !signature.has("lse");
+    if nothing { 0 } else { u64::from(p.pairs) * u64::from(p.nq.div_ceil(block_m)) }
 }
 
 /// The register-tiled f32 kernel of CUDA and WGSL: 16 x 16 threads, each 4 queries by `BLOCK_N / 16` keys.
 /// `element` is the size of a tile's elements.
-fn tile(op: Attention, p: &AttentionParams, caps: &Caps, consts: Consts, element: u32) -> Result<Plan> {
+fn tile(
+    op: Attention,
+    p: &AttentionParams,
+    signature: &Signature,
+    caps: &Caps,
+    consts: Consts,
+    element: u32,
+) -> Result<Plan> {
     const THREADS: u32 = 256;
-    let chunks = p.d.div_ceil(TILE_COLS);
+    let chunks = p.dv.max(1).div_ceil(TILE_COLS);
     let shared = |block_n: u32| {
         // Scores, 4 queries a vector, 16 vectors and one of padding a key.
         let scores = 16 * 17 * block_n;
@@ -419,14 +564,14 @@ fn tile(op: Attention, p: &AttentionParams, caps: &Caps, consts: Consts, element
     fits(caps, shared(block_n), THREADS)?;
     Ok(Plan {
         entry: "attention_tile",
-        consts: variants(op, consts)
+        consts: variants(op, signature, consts)
             .set("BLOCK_M", BLOCK_M)
             .set("BLOCK_N", block_n)
             .set("DEPTH", TILE_DEPTH)
             .set("COLS", TILE_COLS)
             .set("CHUNKS", chunks)
             .set("THREADS", THREADS),
-        grid: fold_grid(NAME, blocks(p, BLOCK_M), caps)?,
+        grid: fold_grid(NAME, blocks(p, signature, BLOCK_M), caps)?,
         block: [THREADS, 1, 1],
         shared_bytes: shared(block_n),
     })

@@ -3,7 +3,8 @@
 //! `s[j] = softmax_scale * sum over e of q[e] k[j, e]`, `w[j] = exp(s[j] - max s) / sum over i of exp(s[i] - max s)`,
 //! `out[e] = sum over j of w[j] v[j, e]` (Vaswani et al. 2017, arXiv:1706.03762), for each batch entry, head and
 //! query, over the keys `j` that it sees; 0 when there are none. With a softcap `s[j]` becomes
-//! `softcap * tanh(s[j] / softcap)` first.
+//! `softcap * tanh(s[j] / softcap)` first. Then `bias[j]` is added, and `-slope |place - j|`, `place` being the query's
+//! among the keys. A sink is one more key with a score of its own and the value 0. `lse = ln(sum over j of exp(s[j]))`.
 //!
 //! The error bound. A kernel computes weights that are proportional to `w[j] exp(h[j])`, where `h[j]`
 //! collects, for key `j`, the errors of its score and of every exponential that it was multiplied with.
@@ -35,17 +36,26 @@
 //! The tanh of a softcap does not enlarge the error of a score, as its slope is at most 1. It is computed as
 //! `(1 - e) / (1 + e)`, `e = exp(-2 |s| / softcap)`: in WGSL the error of `e` is worth at most 5 u of the result and
 //! that of its argument 2 u, difference, sum, division and the products with softcap 9 u: `20 u softcap`.
+//! What is added to a score takes a constant, a product and a sum: `4 u` of it and `u` of what comes out.
+//!
+//! The logarithm of the sum has the weighted error of the scores, `ln(sum w exp(H))`, the relative error of the sum, that
+//! of a logarithm, which WGSL allows 3 ulp and between 0.5 and 2 an absolute error of 2^-21, and the roundings of
+//! `(m + log2(l)) ln 2`.
 
 use super::{Dense, Expected, U, gamma};
 use crate::dtype::Dtype;
 use crate::ops::{Attention, AttentionArgs};
+use crate::view::View;
+
+/// A bias that is no more than this hides its key.
+const HIDING_BIAS: f32 = -1e38;
 
 /// The fewest keys that a kernel takes at a time.
 const TILE: usize = 16;
 
-/// The result of `op` and its error bound.
-pub fn attention(op: &Attention, args: &AttentionArgs<Dense, ()>) -> Expected {
-    let mut expected = Expected::default();
+/// The result of `op` and its error bound, and those of the logarithms of its sums.
+pub fn attention(op: &Attention, args: &AttentionArgs<Dense, ()>) -> [Expected; 2] {
+    let mut expected = [Expected::default(), Expected::default()];
     let &[batch, heads, queries, _] = args.out.shape() else { return expected };
     for b in 0..batch {
         for h in 0..heads {
@@ -58,33 +68,45 @@ pub fn attention(op: &Attention, args: &AttentionArgs<Dense, ()>) -> Expected {
 }
 
 /// One query.
-fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], expected: &mut Expected) {
+fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], expected: &mut [Expected; 2]) {
     let (q, k, v) = (args.q.memory(), args.k.memory(), args.v.memory());
-    let (&[_, heads, queries, _], &[_, kv_heads, all, d]) = (args.q.shape(), args.k.shape()) else {
+    let (&[_, heads, queries, d], &[_, kv_heads, all, dv]) = (args.q.shape(), args.v.shape()) else {
         unreachable!("four axes each")
     };
+    let [expected, expected_lse] = expected;
     let kv = h / (heads / kv_heads.max(1)).max(1);
+    let length = |of: &Option<View<Dense>>, all: usize| {
+        of.as_ref().map_or(all, |lengths| (lengths.memory().at(&[b]).max(0.0) as usize).min(all))
+    };
+    let (q_length, k_length) = (length(&args.q_lengths, queries), length(&args.k_lengths, all));
     // Where the query is among the keys, and what it sees.
-    let place = i as i64 + all as i64 - queries as i64;
+    let place = i as i64 + k_length as i64 - q_length as i64;
+    let bias = |j: usize| args.bias.as_ref().map_or(0.0, |bias| bias.memory().at(&[b, h, i, j]));
     let sees = |j: usize| {
         let ahead = j as i64 - place;
         op.window.left.is_none_or(|left| -ahead <= i64::from(left))
             && op.window.right.is_none_or(|right| ahead <= i64::from(right))
+            && args.mask.as_ref().is_none_or(|mask| mask.memory().at(&[b, h, i, j]) != 0.0)
+            && bias(j) > f64::from(HIDING_BIAS)
     };
-    let seen: Vec<usize> = (0..all).filter(|&j| sees(j)).collect();
-    let keys = seen.len();
+    let seen: Vec<usize> =
+        if i < q_length { (0..k_length).filter(|&j| sees(j)).collect() } else { Vec::new() };
+    let slope = args.slopes.as_ref().map_or(0.0, |slopes| slopes.memory().at(&[b, h]));
     let scale = f64::from(op.softmax_scale);
     let dtype = args.out.dtype();
     let (truncation, weight_u, weight_tiny) = match dtype {
         Dtype::F32 => (1, 0.0, 0.0),
-        Dtype::F16 | Dtype::Bf16 => (2, dtype.unit_roundoff(), 0.5 * dtype.smallest()),
+        _ => (2, dtype.unit_roundoff(), 0.5 * dtype.smallest()),
     };
     // A window need not start where a tile does.
-    let tiles = keys.div_ceil(TILE) + usize::from(keys < all);
+    let tiles = match args.bias.is_some() || args.mask.is_some() {
+        // Nor are the keys that are seen neighbours.
+        true => all.div_ceil(TILE).min(seen.len()) + 1,
+        false => seen.len().div_ceil(TILE) + usize::from(seen.len() < all),
+    };
     let cap = f64::from(op.softcap);
 
-    let mut scores = Vec::with_capacity(keys);
-    let mut score_error = Vec::with_capacity(keys);
+    let (mut scores, mut score_error) = (Vec::new(), Vec::new());
     for &j in &seen {
         let (mut sum, mut magnitude) = (0.0, 0.0);
         for e in 0..d {
@@ -92,9 +114,25 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
             sum += term;
             magnitude += term.abs();
         }
-        scores.push(if cap > 0.0 { cap * (sum / cap).tanh() } else { sum });
-        score_error.push(gamma(truncation * d + 6) * magnitude + 20.0 * U * cap);
+        let score = if cap > 0.0 { cap * (sum / cap).tanh() } else { sum };
+        let added = [bias(j), -slope * (place - j as i64).abs() as f64];
+        let total = score + added[0] + added[1];
+        // Three roundings of what is added, and that of each sum.
+        let changed: f64 = added.iter().map(|x| x.abs()).sum();
+        let changing =
+            if changed > 0.0 { 4.0 * U * changed + 2.0 * U * (score.abs() + changed) } else { 0.0 };
+        scores.push(total);
+        score_error.push(gamma(truncation * d + 6) * magnitude + 20.0 * U * cap + changing);
     }
+    // A sink counts like a key whose value is 0.
+    if let Some(sinks) = args.sinks.as_ref().filter(|_| i < q_length) {
+        let sink = sinks.memory().at(&[h]);
+        if sink > f64::from(HIDING_BIAS) {
+            scores.push(sink);
+            score_error.push(4.0 * U * sink.abs());
+        }
+    }
+    let keys = scores.len();
     let max = scores.iter().copied().fold(f64::NEG_INFINITY, f64::max);
     let total: f64 = scores.iter().map(|s| (s - max).exp()).sum();
     let weights: Vec<f64> = scores.iter().map(|s| (s - max).exp() / total).collect();
@@ -108,14 +146,27 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
     // The bound on every normalized weight, the perturbed sum below the fraction line.
     let floor: f64 = weights.iter().zip(&bounds).map(|(w, h)| w * (-h).exp()).sum();
 
-    for e in 0..d {
-        let value = |j: usize| v.at(&[b, kv, seen[j], e]);
+    // And above it: w exp(H), of scores far below the largest too.
+    let raised: Vec<f64> = (0..keys).map(|j| (scores[j] - max + bounds[j]).exp() / total).collect();
+    let spread: f64 = raised.iter().sum();
+    let sums = 2.0 * gamma(keys + tiles + 6);
+    expected_lse.push(if keys == 0 {
+        (f64::NEG_INFINITY, 0.0)
+    } else {
+        let value = max + total.ln();
+        let logarithm =
+            f64::powi(2.0, -21) + 6.0 * U * total.ln().abs() + 4.0 * U * (max.abs() + value.abs());
+        (value, spread.ln().max(-floor.ln()) + sums + logarithm)
+    });
+
+    for e in 0..dv {
+        let value = |j: usize| seen.get(j).map_or(0.0, |&j| v.at(&[b, kv, j, e]));
         let exact: f64 = (0..keys).map(|j| weights[j] * value(j)).sum();
         let mut error = 0.0;
         for j in 0..keys {
-            let (w, h, v) = (weights[j], bounds[j], value(j));
-            error += w * h.exp_m1() * (v - exact).abs() / floor;
-            error += 2.0 * gamma(truncation * (keys + tiles) + 6) * w * h.exp() / floor * v.abs();
+            let (w, raised, v) = (weights[j], raised[j], value(j));
+            error += (raised - w) * (v - exact).abs() / floor;
+            error += 2.0 * gamma(truncation * (keys + tiles) + 6) * raised / floor * v.abs();
             error += (weight_u * w + w.min(weight_tiny / total)) * v.abs();
             error += f64::powi(2.0, -125) * v.abs();
         }

@@ -57,8 +57,8 @@ pub struct Wgpu(Arc<Shared>);
 struct Shared {
     device: wgpu::Device,
     caps: Caps,
-    /// Bound for operands without elements: wgpu does not bind empty ranges.
-    nothing: wgpu::Buffer,
+    /// Bound for inputs and for outputs without elements: wgpu does not bind empty ranges, nor one buffer for both.
+    nothing: [wgpu::Buffer; 2],
     offset_alignment: u64,
     kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
     /// Whether the device is known to be lost. WebGPU lets calls on a lost device do nothing, in silence.
@@ -167,11 +167,13 @@ impl Wgpu {
                 .min(limits.max_bindings_per_bind_group.saturating_sub(uniforms)),
             max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         };
-        let nothing = device.create_buffer(&wgpu::BufferDescriptor {
-            label: Some("advect nothing"),
-            size: 16,
-            usage: wgpu::BufferUsages::STORAGE,
-            mapped_at_creation: false,
+        let nothing = [(); 2].map(|()| {
+            device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("advect nothing"),
+                size: 16,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
         });
         let offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
         let (kernels, lost) = (Mutex::default(), Arc::default());
@@ -245,7 +247,7 @@ impl Wgpu {
     pub fn warm<'b, T: Op>(&self, op: &T, args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Result<()> {
         let (params, signature) = op::prepare(op, args)?;
         self.alive("warm")?;
-        let plan = op.plan(&params, &signature, self.caps())?;
+        let plan = op::plan(op, &params, &signature, self.caps())?;
         self.kernel::<T>(&plan, signature).map(drop)
     }
 
@@ -430,29 +432,20 @@ impl Wgpu {
             self.launches(op, cut(op, &args, 0..batch / 2)?, launches)?;
             return self.launches(&op.starting_at(batch / 2), cut(op, &args, batch / 2..batch)?, launches);
         }
-        let plan = op.plan(&params, &signature, &self.0.caps)?;
+        let plan = op::plan(op, &params, &signature, &self.0.caps)?;
         if plan.grid.contains(&0) {
             return Ok(());
         }
         let given = signature.slots().iter().filter(|s| s.dtype.is_some()).count();
-        if given as u32 > self.0.caps.max_operands {
-            return Err(Error::Limit {
-                op: T::NAME,
-                arg: "operands",
-                what: "number of bound buffers",
-                got: given as u64,
-                limit: u64::from(self.0.caps.max_operands),
-                target: self.0.caps.name.clone(),
-            });
-        }
         let mut bytes = bytemuck::bytes_of(&params).to_vec();
         let mut entries = Vec::with_capacity(given + 1);
         for (i, operand) in args.each().iter().enumerate() {
             let (view, buffer) = match operand.side {
-                Side::Input(None) => continue,
-                Side::Input(Some(v)) | Side::Output(v) => (v, *v.memory()),
+                Side::Input(None) | Side::Output(None) => continue,
+                Side::Input(Some(v)) | Side::Output(Some(v)) => (v, *v.memory()),
             };
-            let (start, resource) = self.binding(view, buffer);
+            let nothing = &self.0.nothing[usize::from(matches!(operand.side, Side::Output(_)))];
+            let (start, resource) = self.binding(view, buffer, nothing);
             bytes.extend_from_slice(&start.to_le_bytes());
             let binding = signature.slots()[..=i].iter().filter(|s| s.dtype.is_some()).count() as u32;
             entries.push(wgpu::BindGroupEntry { binding, resource });
@@ -482,9 +475,10 @@ impl Wgpu {
         &'b self,
         view: &View<&'b wgpu::Buffer>,
         buffer: &'b wgpu::Buffer,
+        nothing: &'b wgpu::Buffer,
     ) -> (u32, wgpu::BindingResource<'b>) {
         let extent = view.extent().filter(|e| !e.is_empty());
-        let Some(extent) = extent else { return (0, self.0.nothing.as_entire_binding()) };
+        let Some(extent) = extent else { return (0, nothing.as_entire_binding()) };
         let size = view.dtype().size() as u64;
         let alignment = self.0.offset_alignment;
         let offset = extent.start as u64 * size / alignment * alignment;
@@ -524,7 +518,7 @@ impl Wgpu {
         args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
     ) -> Option<(&'static str, u64)> {
         args.each().iter().find_map(|operand| {
-            let (Side::Input(Some(v)) | Side::Output(v)) = operand.side else { return None };
+            let (Side::Input(Some(v)) | Side::Output(Some(v))) = operand.side else { return None };
             // The start may be cut down to the alignment, the end is rounded up to a word.
             let slack = self.0.offset_alignment + 4;
             let bytes = v.extent()?.len() as u64 * v.dtype().size() as u64 + slack;
@@ -537,7 +531,7 @@ impl Wgpu {
 fn usable<'b, T: Op>(args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Result<()> {
     let all = args.each();
     for operand in &all {
-        let (Side::Input(Some(v)) | Side::Output(v)) = operand.side else { continue };
+        let (Side::Input(Some(v)) | Side::Output(Some(v))) = operand.side else { continue };
         let buffer = *v.memory();
         if !buffer.usage().contains(wgpu::BufferUsages::STORAGE) && !v.is_empty() {
             let got = format!("{:?}", buffer.usage());
@@ -549,7 +543,7 @@ fn usable<'b, T: Op>(args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Resu
         }
         // Within one dispatch wgpu lets a buffer be read or written, not both, even in disjoint ranges.
         let shared = all.iter().find(|other| match (&operand.side, &other.side) {
-            (Side::Output(o), Side::Input(Some(i))) => {
+            (Side::Output(Some(o)), Side::Input(Some(i))) => {
                 o.memory() == i.memory() && !o.is_empty() && !i.is_empty()
             }
             _ => false,
@@ -565,7 +559,7 @@ fn usable<'b, T: Op>(args: &T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Resu
 /// The number of samples along the batch axis of the outputs.
 fn batch_of<T: Op, I, O>(op: &T, args: &T::Args<I, O>) -> Option<usize> {
     args.each().iter().find_map(|operand| match operand.side {
-        Side::Output(v) => v.shape().get(op.batch_axis(args, operand.name)?).copied(),
+        Side::Output(v) => v?.shape().get(op.batch_axis(args, operand.name)?).copied(),
         Side::Input(_) => None,
     })
 }

@@ -11,7 +11,7 @@ use crate::error::Result;
 use crate::op::{Op, Operands, Side};
 use crate::reference::{Dense, Expected};
 use crate::view::View;
-use half::{bf16, f16};
+use crate::with_element;
 use rand::{RngExt, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use std::collections::HashMap;
@@ -64,32 +64,34 @@ pub enum Rounding {
     Wgsl,
 }
 
-/// The poison of a dtype: a NaN whose payload no arithmetic makes.
+/// The poison of a dtype: a NaN whose payload no arithmetic makes, or of integers something unlikely.
 fn poison(dtype: Dtype) -> Vec<u8> {
     match dtype {
         Dtype::F32 => 0x7fb0_dead_u32.to_le_bytes().to_vec(),
         Dtype::F16 => 0x7ead_u16.to_le_bytes().to_vec(),
         Dtype::Bf16 => 0x7fad_u16.to_le_bytes().to_vec(),
+        Dtype::I32 => 0x5ead_dead_u32.to_le_bytes().to_vec(),
+        Dtype::U8 => vec![0xad],
     }
 }
 
+/// What surrounds the elements of an input: NaN, or of integers what no mask, length or index is.
+fn fence(dtype: Dtype) -> Vec<u8> {
+    if dtype.is_float() { encode(dtype, f32::NAN) } else { poison(dtype) }
+}
+
 fn encode(dtype: Dtype, x: f32) -> Vec<u8> {
-    match dtype {
-        Dtype::F32 => x.to_le_bytes().to_vec(),
-        Dtype::F16 => f16::from_f32(x).to_le_bytes().to_vec(),
-        Dtype::Bf16 => bf16::from_f32(x).to_le_bytes().to_vec(),
+    fn write<T: Element>(x: f32) -> Vec<u8> {
+        bytemuck::bytes_of(&T::from_f32(x)).to_vec()
     }
+    with_element!(dtype, write(x))
 }
 
 fn decode(dtype: Dtype, bytes: &[u8]) -> f64 {
     fn read<T: Element>(bytes: &[u8]) -> f64 {
         f64::from(bytemuck::pod_read_unaligned::<T>(bytes).to_f32())
     }
-    match dtype {
-        Dtype::F32 => read::<f32>(bytes),
-        Dtype::F16 => read::<f16>(bytes),
-        Dtype::Bf16 => read::<bf16>(bytes),
-    }
+    with_element!(dtype, read(bytes))
 }
 
 /// The memory position of every element, row-major.
@@ -169,7 +171,7 @@ impl<T: Verified> Prepared<T> {
             |name, view| {
                 let dtype = view.dtype();
                 let mut rng = ChaCha8Rng::seed_from_u64(seed(&format!("{} {name}", case.name)));
-                let mut image = image(&view, &encode(dtype, f32::NAN));
+                let mut image = image(&view, &fence(dtype));
                 let at = positions(&image);
                 let size = dtype.size();
                 for (&p, x) in at.iter().zip(values(view.memory(), at.len(), &mut rng)) {
@@ -195,7 +197,7 @@ impl<T: Verified> Prepared<T> {
             .iter()
             .filter_map(|o| match o.side {
                 Side::Input(_) => None,
-                Side::Output(v) => Some(OutputShape {
+                Side::Output(v) => v.map(|v| OutputShape {
                     name: o.name,
                     dtype: v.dtype(),
                     shape: v.shape().to_vec(),

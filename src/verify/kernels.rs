@@ -6,6 +6,7 @@ use crate::error::{Error, Result};
 use crate::op::{self, Caps, Language};
 use crate::source::{self, Variant};
 use crate::view::Memory;
+use std::cell::Cell;
 use std::collections::{HashMap, HashSet};
 use std::hash::{DefaultHasher, Hash, Hasher};
 
@@ -98,18 +99,12 @@ impl Memory for Nowhere {
 impl Collect<'_> {
     fn collect<T: Verified>(&mut self) -> Result<()> {
         let mut calls = Vec::new();
-        for dtype in Dtype::ALL {
+        for dtype in Dtype::FLOATS {
             for case in T::cases(dtype) {
-                let mut space = 0;
-                // Each input is a space of its own, so that none overlaps the output.
-                let args = T::map(
-                    case.args,
-                    |_, v| {
-                        space += 1;
-                        v.try_map(|_| Ok(Nowhere(space)))
-                    },
-                    |name, v| v.try_map(|()| Ok(Nowhere(1000 + name.len() as u64))),
-                )?;
+                // Each operand is in a space of its own, so that none overlaps an output.
+                let space = Cell::new(0);
+                let apart = || Ok(Nowhere(space.replace(space.get() + 1)));
+                let args = T::map(case.args, |_, v| v.try_map(|_| apart()), |_, v| v.try_map(|()| apart()))?;
                 let (params, signature) = op::prepare(&case.op, &args)?;
                 calls.push((dtype, case.name, case.op, params, signature));
             }
@@ -117,7 +112,7 @@ impl Collect<'_> {
         for caps in self.devices {
             let mut known: HashMap<Variant, usize> = HashMap::new();
             for (dtype, case, op, params, signature) in &calls {
-                let plan = match op.plan(params, signature, caps) {
+                let plan = match op::plan(op, params, signature, caps) {
                     Err(Error::Unsupported { .. } | Error::Limit { .. }) => continue,
                     plan => plan?,
                 };

@@ -29,6 +29,21 @@ pub(crate) fn cargo(words: &str) -> Command {
     command
 }
 
+/// All packages, with the simulator, but for the host on burn, whose dependencies alone build for as long as everything
+/// else: `cargo xtask burn`.
+pub(crate) const EVERYTHING: &str = "--workspace --exclude advect-burn --features advect/ptx-sim";
+
+/// A program of the workspace, built with the features of [`EVERYTHING`]: those of its package alone would build the
+/// library, and much of what it depends on, once more.
+pub(crate) fn program(name: &str) -> Result<Command> {
+    let mut build = cargo("build --quiet");
+    run(build.args(EVERYTHING.split_whitespace()).args(["--bin", name]))?;
+    let path = target().join("debug").join(name).with_extension(std::env::consts::EXE_EXTENSION);
+    let mut command = Command::new(path);
+    command.current_dir(root());
+    Ok(command)
+}
+
 /// Runs a command that shows its own output; an exit status other than 0 is an error.
 pub(crate) fn run(command: &mut Command) -> Result<()> {
     let shown = show(command);

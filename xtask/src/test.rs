@@ -1,14 +1,11 @@
 //! Everything that must hold before a commit lands: `cargo xtask test`.
 
 use crate::setup::{self, Found};
-use crate::step::{self, Steps, cargo, run};
+use crate::step::{self, EVERYTHING, Steps, cargo, run};
 use crate::{kernels, licences, package};
 use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
-
-/// All but the host on burn, whose dependencies alone build for as long as everything else: `cargo xtask burn`.
-const EVERYTHING: &str = "--workspace --exclude advect-burn --features advect/ptx-sim";
 
 /// The feature sets that must build, lint clean and test: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
@@ -69,13 +66,13 @@ pub(crate) fn test() -> Result<()> {
         })?;
     }
     steps.step("host: an engine on wgpu", || {
-        let run_it = cargo("run --quiet --package advect-host-wgpu-engine");
-        run(&mut on(run_it, &found, &found.swiftshader, "wgpu"))
+        let engine = step::program("advect-host-wgpu-engine")?;
+        run(&mut on(engine, &found, &found.swiftshader, "wgpu"))
     })?;
     steps.step("host: CUDA graphs", || {
-        let run_it = cargo("run --quiet --package advect-host-cuda-graph");
+        let graph = step::program("advect-host-cuda-graph")?;
         // It says that it is skipped where there is no GPU.
-        run(on(run_it, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
+        run(on(graph, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
     })?;
     steps.step("docs", || {
         run(cargo("doc --quiet --no-deps --workspace --exclude advect-burn")

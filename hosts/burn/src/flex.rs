@@ -3,7 +3,7 @@
 use crate::{Error, Kernel, Result, dtype};
 use advect::{Cpu, Element, View};
 use burn::backend::flex::{FlexTensor, Layout};
-use burn::tensor::{Bytes, Shape};
+use burn::tensor::{Bytes, DType, Shape};
 use half::{bf16, f16};
 
 /// Runs an op on Flex's tensors.
@@ -15,10 +15,11 @@ pub(crate) fn run<K: Kernel>(
 ) -> Result<FlexTensor> {
     let first = operands.iter().flatten().next().map(FlexTensor::dtype);
     let first = first.ok_or_else(|| Error::Backend { op: K::NAME, why: "there is no operand".into() })?;
-    match dtype::<K>(first)? {
-        advect::Dtype::F32 => typed::<K, f32>(cpu, op, operands, shape),
-        advect::Dtype::F16 => typed::<K, f16>(cpu, op, operands, shape),
-        advect::Dtype::Bf16 => typed::<K, bf16>(cpu, op, operands, shape),
+    match first {
+        DType::F32 => typed::<K, f32>(cpu, op, operands, shape),
+        DType::F16 => typed::<K, f16>(cpu, op, operands, shape),
+        DType::BF16 => typed::<K, bf16>(cpu, op, operands, shape),
+        dtype => Err(Error::Dtype { op: K::NAME, dtype }),
     }
 }
 

@@ -289,7 +289,7 @@ impl Kernel for Attention {
     fn args<I, O>(operands: Vec<Option<View<I>>>, out: View<O>) -> Option<AttentionArgs<I, O>> {
         let mut rest = operands.into_iter();
         let mut next = || rest.next().flatten();
-        Some(AttentionArgs { q: next()?, k: next()?, v: next()?, out })
+        Some(AttentionArgs::new(next()?, next()?, next()?, out))
     }
 }
 

@@ -44,12 +44,13 @@ pub(crate) fn sample<M: Memory + Copy>(into: &mut impl Launch<M>, b: &Buffers<M>
             Ask::Eval { t, x, .. } => {
                 let (x, left) = (b.states[x], 1.0 - t);
                 into.run(&Step::sum(&[-t / 2.0])?, StepArgs::over([ones(1)?], third(x)?)?)?;
-                let expectation = AttentionArgs {
-                    q: heads(x, PARTICLES)?,
-                    k: heads(b.data, POINTS)?,
-                    v: heads(b.data, POINTS)?,
-                    out: heads(b.mean, PARTICLES)?,
-                };
+                let points = heads(b.data, POINTS)?;
+                let expectation = AttentionArgs::new(
+                    heads(x, PARTICLES)?,
+                    points.clone(),
+                    points,
+                    heads(b.mean, PARTICLES)?,
+                );
                 into.run(&Attention::scaled((t / (left * left)) as f32), expectation)?;
                 let towards = StepArgs::over([xy(b.mean)?, xy(x)?], xy(b.velocity)?)?;
                 into.run(&Step::sum(&[1.0 / left, -1.0 / left])?, towards)?;

@@ -52,7 +52,7 @@ fn main() -> Result<(), Box<dyn Error>> {
     let heads = |buffer, n| View::strided(buffer, Dtype::F32, &[1, 1, n, 3], &[0, 0, 4, 1], 0);
     let expectation = |x, out| -> advect::Result<_> {
         let (q, out) = (heads(x, PARTICLES)?, heads(out, PARTICLES)?);
-        Ok(AttentionArgs { q, k: heads(&data, POINTS)?, v: heads(&data, POINTS)?, out })
+        Ok(AttentionArgs::new(q, heads(&data, POINTS)?, heads(&data, POINTS)?, out))
     };
     // The whole loop, prepared once: every launch is validated, its kernel compiled, its parameters stored.
     let mut plan = vec![advect.prepare(

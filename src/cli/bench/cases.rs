@@ -186,7 +186,7 @@ impl Case {
             bytes: bytes([&q, &k, &v, &out]),
             run: Box::new(move |device| {
                 let (q, k, v, out) = (q.view(), k.view(), v.view(), out.view_mut());
-                device.run(&op, AttentionArgs { q, k, v, out })
+                device.run(&op, AttentionArgs::new(q, k, v, out))
             }),
         })
     }

@@ -41,7 +41,7 @@ pub(crate) struct BenchArgs {
     #[arg(long, value_name = "N", default_value_t = 0, allow_negative_numbers = true, value_parser = threads)]
     threads: usize,
     /// How operands are stored: f32, f16 or bf16.
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", value_parser = super::float)]
     dtype: Dtype,
     /// Cases to time, instead of the built-in list.
     #[arg(long, value_name = "FILE")]

@@ -58,7 +58,7 @@ pub(crate) struct SampleArgs {
     #[arg(long, default_value_t = 0, allow_negative_numbers = true)]
     seed: u64,
     /// How weights and activations are stored: f32, f16 or bf16.
-    #[arg(long, default_value = "f32")]
+    #[arg(long, default_value = "f32", value_parser = super::float)]
     dtype: Dtype,
     /// The picture to write.
     #[arg(long, value_name = "FILE", default_value = "digits.png")]

@@ -547,12 +547,12 @@ impl Runner {
                 .permute(&[0, 2, 1, 3])
         };
         let op = Attention::new(self.head_dim);
-        let args = AttentionArgs {
-            q: tokens(&b.qkv, 0)?,
-            k: tokens(&b.qkv, c)?,
-            v: tokens(&b.qkv, 2 * c)?,
-            out: tokens(&normed, 0)?,
-        };
+        let args = AttentionArgs::new(
+            tokens(&b.qkv, 0)?,
+            tokens(&b.qkv, c)?,
+            tokens(&b.qkv, 2 * c)?,
+            tokens(&normed, 0)?,
+        );
         self.workspace.run(&op, args)?;
         self.pointwise(&block.proj, &normed, Some(x), out)?;
         self.mark(&block.name, "", out)

@@ -64,7 +64,7 @@ impl Workspace {
             .each()
             .iter()
             .filter_map(|o| match &o.side {
-                Side::Output(view) => Some(*view.memory()),
+                Side::Output(view) => view.map(|view| *view.memory()),
                 Side::Input(_) => None,
             })
             .collect();

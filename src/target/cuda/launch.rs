@@ -55,14 +55,14 @@ pub fn prepare<T: Op, I: Memory, O: Memory>(
 ) -> Result<(Variant, Launch)> {
     const { assert!(8 * op::MAX_OPERANDS + size_of::<T::Params>() <= MAX_ARGUMENT_BYTES) };
     let (params, signature) = op::prepare(op, args)?;
-    let plan = op.plan(&params, &signature, caps)?;
+    let plan = op::plan(op, &params, &signature, caps)?;
     let mut bytes = ArrayVec::new();
     let all = args.each();
     for operand in &all {
         let pointer = match &operand.side {
-            Side::Input(None) => 0,
+            Side::Input(None) | Side::Output(None) => 0,
             Side::Input(Some(view)) => first_element(view),
-            Side::Output(view) => first_element(view),
+            Side::Output(Some(view)) => first_element(view),
         };
         bytes.extend(pointer.to_ne_bytes());
     }
