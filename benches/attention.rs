@@ -22,6 +22,7 @@ fn attention(c: &mut Criterion) {
             ("win_16x4x49x32", Dtype::F32, [16, 4, 49, 49, 32]),
             ("dit_1x16x256x72", Dtype::F32, [1, 16, 256, 256, 72]),
             ("cross_1x8x4096x77x40", Dtype::F32, [1, 8, 4096, 77, 40]),
+            ("decode_1x32x4096x128", Dtype::F32, [1, 32, 1, 4096, 128]),
         ] {
             for (layout, order) in LAYOUTS {
                 let stored = |n: usize| order.map(|axis| [b, h, n, d][axis]);

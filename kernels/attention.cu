@@ -250,8 +250,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     const u32 begin = u32(some.from) / BLOCK_N, steps = (u32(some.until) + BLOCK_N - 1) / BLOCK_N;
     const auto fetch = [&](u32 step) {
         q_t* const tile = tiles + stage_of(step);
-        load_tile<BLOCK_N, HEAD_DIM, KV_VEC>(tile, k, step * BLOCK_N, p.nk, p.d, p.k_n, p.k_d);
-        load_tile<BLOCK_N, V_DIM, KV_VEC>(tile + K_TILE, v, step * BLOCK_N, p.nk, p.dv, p.v_n, p.v_d);
+        load_tile<BLOCK_N, HEAD_DIM, KV_VEC>(tile, k, step * BLOCK_N, head.k_length, p.d, p.k_n, p.k_d);
+        load_tile<BLOCK_N, V_DIM, KV_VEC>(tile + K_TILE, v, step * BLOCK_N, head.k_length, p.dv, p.v_n, p.v_d);
         cp_async_commit();
     };
     if (begin < steps) fetch(begin);
@@ -536,7 +536,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
             }
             for (u32 e = thread; e < DEPTH * BLOCK_N; e += THREADS) {
                 const u32 row = k_along_d ? e / DEPTH : e % BLOCK_N, col = k_along_d ? e % DEPTH : e / BLOCK_N;
-                const bool inside = first + row < p.nk && from + col < p.d;
+                const bool inside = first + row < u32(head.k_length) && from + col < p.d;
                 kt[col * BLOCK_N + row] = inside ? to_f32(k[(first + row) * p.k_n + (from + col) * p.k_d]) : 0.0f;
             }
             __syncthreads();  // the slices are complete
@@ -589,7 +589,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
             __syncthreads();  // everyone is done with the slices of Q and K, or with the slice of V before
             for (u32 e = thread; e < BLOCK_N * COLS; e += THREADS) {
                 const u32 row = v_along_d ? e / COLS : e % BLOCK_N, col = v_along_d ? e % COLS : e / BLOCK_N;
-                const bool inside = first + row < p.nk && c * COLS + col < p.dv;
+                const bool inside = first + row < u32(head.k_length) && c * COLS + col < p.dv;
                 vt[row * COLS + col] = inside ? to_f32(v[(first + row) * p.v_n + (c * COLS + col) * p.v_d]) : 0.0f;
             }
             __syncthreads();  // V and, the first time, the scores are complete

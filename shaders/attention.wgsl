@@ -193,7 +193,7 @@ fn attention_tile(
                 let row = select(e % BLOCK_N, e / DEPTH, k_along_d);
                 let col = select(e / BLOCK_N, e % DEPTH, k_along_d);
                 var x = 0.0;
-                if (first + row < p.nk && slice + col < p.d) {
+                if (first + row < u32(k_length) && slice + col < p.d) {
                     x = load_k(k_base + (first + row) * p.k_n + (slice + col) * p.k_d);
                 }
                 tile[KT + col * BLOCK_N + row] = element(x);
@@ -249,7 +249,7 @@ fn attention_tile(
                 let row = select(e % BLOCK_N, e / COLS, v_along_d);
                 let col = select(e / BLOCK_N, e % COLS, v_along_d);
                 var x = 0.0;
-                if (first + row < p.nk && c * COLS + col < p.dv) {
+                if (first + row < u32(k_length) && c * COLS + col < p.dv) {
                     x = load_v(v_base + (first + row) * p.v_n + (c * COLS + col) * p.v_d);
                 }
                 tile[row * COLS + col] = element(x);

@@ -198,6 +198,16 @@ impl Extra {
             }
             Self::KeyLengths(list) => {
                 args.k_lengths = lengths(list);
+                // What lies past the end of a sequence may be anything.
+                for view in [&mut args.k, &mut args.v] {
+                    let d = view.shape()[3].max(1);
+                    let one = |at: usize| {
+                        let (b, j) = (at / d / nk.max(1) / kv.max(1), at / d % nk.max(1));
+                        let some = (at * 7919 % 1999) as f32 / 1000.0 - 1.0;
+                        if (j as i32) < list[b % list.len()] { some } else { f32::NAN }
+                    };
+                    *view.memory_mut() = Fill::Values((0..(b * kv * nk * d).max(1)).map(one).collect());
+                }
                 format!("k_lengths={list:?}")
             }
             Self::Slopes => {
@@ -276,6 +286,14 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
             vec![Sinks(&[1.0, -2.0, f32::NEG_INFINITY])],
         ),
         ([3, 8, 1, 200, 64], 2, causal, vec![KeyLengths(&[200, 17, 64]), Lse]),
+        // Past a part of the CPU's few queries.
+        ([1, 4, 2, 1300, 40], 2, causal, vec![Lse, Slopes, Sinks(&[2.0, -3.0, 0.5])]),
+        (
+            [2, 2, 3, 1100, 20],
+            1,
+            causal.softcap(3.0),
+            vec![ValueDim(70), KeyLengths(&[1030, 9]), Mask(rows())],
+        ),
         ([2, 2, 5, 100, 80], 1, causal, vec![KeyLengths(&[64, 100]), Sinks(&[0.0]), Slopes]),
         // Other heads of V (MLA has 192 and 128), and nothing of one of them.
         ([1, 2, 33, 50, 192], 1, causal, vec![ValueDim(128), Lse]),
@@ -285,6 +303,9 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
         ([1, 2, 20, 33, 8], 2, plain, vec![ValueDim(0), Lse]),
         ([1, 2, 20, 33, 0], 2, plain, vec![ValueDim(8), Bias(true, rows(), soft())]),
         ([1, 2, 5, 0, 8], 2, plain, vec![Lse, Sinks(&[0.5]), Mask(rows())]),
+        // Large heads that have a bias and a mask.
+        ([1, 1, 20, 70, 128], 1, causal, vec![Bias(false, rows(), soft()), Mask(rows()), Slopes, Lse]),
+        ([1, 1, 20, 70, 256], 1, plain.softcap(9.0), vec![Bias(true, rows(), soft()), Mask(rows()), Slopes]),
         // All of it.
         (
             [2, 4, 66, 90, 40],

@@ -17,6 +17,10 @@
 //! With a window a task takes only the keys that one of its queries sees. Tiles that some do not see, and all tiles
 //! under a softcap, a bias, a mask or slopes, have their scores changed in a pass of their own; what bias, mask and slopes
 //! add is laid out like the scores first. A hidden key has the score [`HIDDEN`], and the exponential 0.
+//!
+//! Queries too few for the lanes go another way: [`few`].
+
+mod few;
 
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
@@ -66,6 +70,9 @@ fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8],
         part: nq.div_ceil(parts).next_multiple_of(16),
         banded,
     };
+    if few::serves(&call) {
+        return few::run(&call, cpu);
+    }
     let tasks = pairs * nq.div_ceil(call.part);
     // Several tasks a share where there are many, so that they use one scratch.
     let shares = tasks.min(8 * cpu.threads());
@@ -93,6 +100,70 @@ struct Call<'a, T> {
     part: usize,
     /// Whether queries see but a window of the keys.
     banded: bool,
+}
+
+/// What a batch entry has of queries and keys, and which of them see which.
+#[derive(Clone, Copy)]
+struct Sequence {
+    queries: usize,
+    keys: usize,
+    band: Option<Band>,
+}
+
+impl Sequence {
+    /// That of query 0 among the keys.
+    fn place(&self) -> i64 {
+        self.keys as i64 - self.queries as i64
+    }
+}
+
+impl<'a, T: Float> Call<'a, T> {
+    /// # Safety
+    /// There is a batch entry `b`.
+    unsafe fn sequence(&self, b: usize) -> Sequence {
+        let p = &self.p;
+        let length = |lengths: Option<In<i32>>, stride: u32, all: u32| match lengths {
+            // SAFETY: by the contract; the op has checked the shape.
+            Some(lengths) => unsafe { *lengths.at(b * stride as usize) }.clamp(0, all as i32) as usize,
+            None => all as usize,
+        };
+        let queries = length(self.q_lengths, p.q_lengths_b, p.nq);
+        let keys = length(self.k_lengths, p.k_lengths_b, p.nk);
+        // The band is that of all queries and keys.
+        let moved = keys as i64 - queries as i64 - (i64::from(p.nk) - i64::from(p.nq));
+        let band = self.banded.then_some(Band {
+            from: i64::from(p.band_from as i32) + moved,
+            until: i64::from(p.band_until as i32) + moved,
+        });
+        Sequence { queries, keys, band }
+    }
+
+    /// The score of the head's sink, if it has one, in units of log2(e).
+    ///
+    /// # Safety
+    /// There is a head `h`.
+    unsafe fn sink(&self, h: usize) -> Option<f32> {
+        // SAFETY: by the contract.
+        let sink = unsafe { *self.sinks?.at(h * self.p.sinks_h as usize) } * LOG2_E;
+        (sink > HIDDEN_FROM).then_some(sink)
+    }
+
+    /// What is added to the scores of a head.
+    ///
+    /// # Safety
+    /// There are a batch entry `b` and a head `h`.
+    unsafe fn adding(&self, b: usize, h: usize, place: i64) -> Adding<'_, 'a, T> {
+        let p = &self.p;
+        let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
+        Adding {
+            bias: self.bias.map(|bias| (bias, start(p.bias_b, p.bias_h))),
+            mask: self.mask.map(|mask| mask.after(start(p.mask_b, p.mask_h))),
+            // SAFETY: by the contract.
+            slope: self.slopes.map(|s| unsafe { *s.at(start(p.slopes_b, p.slopes_h)) } * LOG2_E),
+            p,
+            place,
+        }
+    }
 }
 
 /// A bias in either of its dtypes.
@@ -194,40 +265,19 @@ unsafe fn head<S: Simd, T: Float>(
 ) {
     let p = &call.p;
     let (d, dv) = (p.d as usize, p.dv as usize);
-    let length = |lengths: Option<In<i32>>, stride: u32, all: u32| match lengths {
-        // SAFETY: the batch entry is inside the views, whose shapes the op has checked.
-        Some(lengths) => unsafe { *lengths.at(b * stride as usize) }.clamp(0, all as i32) as usize,
-        None => all as usize,
+    // SAFETY: batch entry and head are inside the views.
+    let (sequence, adding, sink) = unsafe {
+        let sequence = call.sequence(b);
+        (sequence, call.adding(b, h, sequence.place()), call.sink(h))
     };
-    let keys = length(call.k_lengths, p.k_lengths_b, p.nk);
-    let live_queries = length(call.q_lengths, p.q_lengths_b, p.nq);
-    // Of query 0, were all queries and keys there, and as it is.
-    let place = keys as i64 - live_queries as i64;
-    let moved = place - (i64::from(p.nk) - i64::from(p.nq));
-    let band = call.banded.then_some(Band {
-        from: i64::from(p.band_from as i32) + moved,
-        until: i64::from(p.band_until as i32) + moved,
-    });
-    let past = queries.start.max(live_queries)..queries.end;
-    let queries = queries.start..queries.end.min(live_queries).max(queries.start);
+    let Sequence { keys, band, .. } = sequence;
+    let past = queries.start.max(sequence.queries)..queries.end;
+    let queries = queries.start..queries.end.min(sequence.queries).max(queries.start);
     // SAFETY: the queries past the end of the sequence are this task's too.
     unsafe { nothing(call, b, h, past) };
     if queries.is_empty() {
         return;
     }
-    // SAFETY: as for the lengths; head and batch entry are inside.
-    let sink = call.sinks.map(|sinks| unsafe { *sinks.at(h * p.sinks_h as usize) } * LOG2_E);
-    let sink = sink.filter(|&sink| sink > HIDDEN_FROM);
-    let adding = Adding {
-        bias: call.bias.map(|bias| (bias, b * p.bias_b as usize + h * p.bias_h as usize)),
-        mask: call.mask.map(|mask| mask.after(b * p.mask_b as usize + h * p.mask_h as usize)),
-        // SAFETY: as above.
-        slope: call
-            .slopes
-            .map(|slopes| unsafe { *slopes.at(b * p.slopes_b as usize + h * p.slopes_h as usize) } * LOG2_E),
-        p,
-        place,
-    };
     let seen = band.as_ref().map_or(0..keys, |band| band.of(&queries, keys));
     let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
     let kv_start =

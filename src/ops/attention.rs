@@ -483,18 +483,23 @@ fn mma(op: Attention, p: &AttentionParams, signature: &Signature, caps: &Caps, a
     // The longest tile of keys of which a multiprocessor holds two blocks: its shared memory is a little more than
     // what one block may have, and a thread's part of result, scores and queries has to leave registers for the rest:
     // the limits are those up to which the compiler spills none.
-    let registers = |block_n: u32| rows * ((v_dim + block_n) / 2 + if q_shared { 0 } else { head_dim / 4 });
     let changed = op.softcap > 0.0 || ["bias", "mask", "slopes"].iter().any(|name| signature.has(name));
+    let registers = |block_n: u32| {
+        // What changes scores is loaded for all of them at once.
+        let scores = if changed { block_n } else { block_n / 2 };
+        rows * (v_dim / 2 + scores + if q_shared { 0 } else { head_dim / 4 })
+    };
     let plain = op.window.is_all() && op.softcap == 0.0 && !EXTRAS.iter().any(|name| signature.has(name));
     let limit = match (k_vec & v_vec == 1, plain) {
         (true, true) if largest == 128 && arch < 120 => 176,
         (true, true) => 160,
-        _ if arch < 120 && !changed => 144,
+        _ if changed => 112,
+        _ if arch < 120 => 144,
         _ => 128,
     };
     let twice = |&block_n: &u32| 2 * shared(block_n) <= caps.shared_bytes && registers(block_n) <= limit;
-    let least =
-        if shared(32) > caps.shared_bytes || !plain && arch >= 120 && largest > 240 { 16 } else { 32 };
+    let tight = largest > 240 && (!plain && arch >= 120 || changed && arch >= 100);
+    let least = if tight || shared(32) > caps.shared_bytes { 16 } else { 32 };
     let block_n = [64, 48, 32].into_iter().find(twice).unwrap_or(least);
     fits(caps, shared(block_n), 128)?;
     Ok(Plan {
