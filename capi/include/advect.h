@@ -349,6 +349,20 @@ typedef struct advect_attention_args {
     uint32_t reserved;
 } advect_attention_args;
 
+// Results of `advect_attention` over disjoint sets of keys, merged into that over all of them.
+typedef struct advect_merge_args {
+    // `sizeof(advect_merge_args)`.
+    size_t struct_size;
+    // The results, `[s, b, h, n, d]`, in f32 or the dtype of `out`.
+    const struct advect_view *parts;
+    // What `advect_attention` wrote to `lse`, `[s, b, h, n]`, f32. A part with -infinity counts for nothing.
+    const struct advect_view *lses;
+    // The result, `[b, h, n, d]`.
+    const struct advect_view *out;
+    // `[b, h, n]`, f32: the natural logarithm of the whole sum. Or NULL.
+    const struct advect_view *lse;
+} advect_merge_args;
+
 // Resampling by two along height and width.
 typedef struct advect_resample_args {
     // `sizeof(advect_resample_args)`.
@@ -715,6 +729,20 @@ advect_status advect_attention_plan(const struct advect_device *device,
 advect_status advect_attention_warm(const struct advect_device *device,
                                     const struct advect_attention_args *args);
 
+// Merges parts of attention.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_merge(const struct advect_device *device, const struct advect_merge_args *args);
+
+// What `advect_merge` would launch and cost, after the same checks. Launches nothing.
+advect_status advect_merge_plan(const struct advect_device *device,
+                                const struct advect_merge_args *args,
+                                struct advect_plan *plan);
+
+// Compiles what `advect_merge` needs for such arguments, so that the call itself does not. Launches nothing.
+advect_status advect_merge_warm(const struct advect_device *device, const struct advect_merge_args *args);
+
 // Nearest-neighbour doubling or 2 x 2 averaging.
 //
 // On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
@@ -903,6 +931,20 @@ advect_status advect_attention_plan(const struct advect_device *device,
 // Compiles what `advect_attention` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_attention_warm(const struct advect_device *device,
                                     const struct advect_attention_args *args);
+
+// Merges parts of attention.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_merge(const struct advect_device *device, const struct advect_merge_args *args);
+
+// What `advect_merge` would launch and cost, after the same checks. Launches nothing.
+advect_status advect_merge_plan(const struct advect_device *device,
+                                const struct advect_merge_args *args,
+                                struct advect_plan *plan);
+
+// Compiles what `advect_merge` needs for such arguments, so that the call itself does not. Launches nothing.
+advect_status advect_merge_warm(const struct advect_device *device, const struct advect_merge_args *args);
 
 // Nearest-neighbour doubling or 2 x 2 averaging.
 //

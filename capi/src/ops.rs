@@ -6,8 +6,8 @@ use crate::memory::{Caller, Extensible};
 use crate::status::{Failure, advect_status, entry};
 use crate::tensor::advect_view;
 use advect::ops::{
-    Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Noise, Norm, NormArgs,
-    NormKind, Resample, ResampleArgs, Step, StepArgs, Window,
+    Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Merge, MergeArgs, Noise,
+    Norm, NormArgs, NormKind, Resample, ResampleArgs, Step, StepArgs, Window,
 };
 
 /// The identity.
@@ -168,6 +168,22 @@ pub struct advect_attention_args {
     pub reserved: u32,
 }
 
+/// Results of `advect_attention` over disjoint sets of keys, merged into that over all of them.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct advect_merge_args {
+    /// `sizeof(advect_merge_args)`.
+    pub struct_size: usize,
+    /// The results, `[s, b, h, n, d]`, in f32 or the dtype of `out`.
+    pub parts: *const advect_view,
+    /// What `advect_attention` wrote to `lse`, `[s, b, h, n]`, f32. A part with -infinity counts for nothing.
+    pub lses: *const advect_view,
+    /// The result, `[b, h, n, d]`.
+    pub out: *const advect_view,
+    /// `[b, h, n]`, f32: the natural logarithm of the whole sum. Or NULL.
+    pub lse: *const advect_view,
+}
+
 /// Resampling by two along height and width.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -226,8 +242,13 @@ unsafe impl Extensible for advect_norm_args {
     const FIRST: usize = size_of::<Self>();
 }
 
-// SAFETY: five pointers or sizes and two of 4 bytes: no padding on machines of 64 bits, and none that is read on others.
+// SAFETY: twelve pointers or sizes and six of 4 bytes: no padding on machines of 64 bits, and none that is read on others.
 unsafe impl Extensible for advect_attention_args {
+    const FIRST: usize = size_of::<Self>();
+}
+
+// SAFETY: five pointers or sizes: no padding.
+unsafe impl Extensible for advect_merge_args {
     const FIRST: usize = size_of::<Self>();
 }
 
@@ -476,6 +497,48 @@ pub unsafe extern "C" fn advect_attention_warm(
     args: *const advect_attention_args,
 ) -> advect_status {
     entry!("attention", |c| attention(c, device, c.read("args", args)?, Mode::Warm))
+}
+
+fn merge(c: &Caller, device: *const advect_device, a: advect_merge_args, mode: Mode) -> Result<(), Failure> {
+    let mut o = Operands::new(c);
+    let args = MergeArgs {
+        parts: o.required("parts", a.parts)?,
+        lses: o.required("lses", a.lses)?,
+        out: o.required("out", a.out)?,
+        lse: o.optional("lse", a.lse)?,
+    };
+    o.call(device, &Merge, args, mode)
+}
+
+/// Merges parts of attention.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_merge(
+    device: *const advect_device,
+    args: *const advect_merge_args,
+) -> advect_status {
+    entry!("merge", |c| merge(c, device, c.read("args", args)?, Mode::Run))
+}
+
+/// What `advect_merge` would launch and cost, after the same checks. Launches nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_merge_plan(
+    device: *const advect_device,
+    args: *const advect_merge_args,
+    plan: *mut advect_plan,
+) -> advect_status {
+    entry!("merge", |c| merge(c, device, c.read("args", args)?, Mode::Plan(plan)))
+}
+
+/// Compiles what `advect_merge` needs for such arguments, so that the call itself does not. Launches nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_merge_warm(
+    device: *const advect_device,
+    args: *const advect_merge_args,
+) -> advect_status {
+    entry!("merge", |c| merge(c, device, c.read("args", args)?, Mode::Warm))
 }
 
 fn resample(

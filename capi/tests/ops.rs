@@ -328,6 +328,30 @@ fn attention_with_everything() {
 }
 
 #[test]
+fn merge() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let operands: [(_, &[u64]); 2] = [(DTYPES[0], &[3, 1, 2, 5, 16]), (DTYPES[0], &[3, 1, 2, 5])];
+            let mut o = pair.typed(&operands, dtype, &[1, 2, 5, 16]);
+            let lse = view(tensor(pair.c, ADVECT_F32, &[1, 2, 5]));
+            let args = advect_merge_args {
+                parts: &raw const o.c[0],
+                lses: &raw const o.c[1],
+                out: &raw const o.out,
+                lse: &raw const lse,
+                ..sized()
+            };
+            call!(pair, args, advect_merge, advect_merge_plan, advect_merge_warm);
+            pair.same(&Merge, &mut o, |v, out| {
+                let [parts, lses] = v.try_into().unwrap();
+                MergeArgs { parts, lses, out, lse: None }
+            });
+            assert!(values(lse.tensor, 10).iter().all(|x| x.is_finite()));
+        }
+    }
+}
+
+#[test]
 fn resample() {
     for pair in pairs() {
         for dtype in DTYPES {

@@ -3,6 +3,7 @@
 mod attention;
 mod conv;
 mod matmul;
+mod merge;
 mod norm;
 mod resample;
 mod step;

@@ -4,6 +4,7 @@ pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv;
 pub(crate) mod matmul;
+pub(crate) mod merge;
 pub(crate) mod norm;
 pub(crate) mod resample;
 pub(crate) mod simd;

@@ -12,6 +12,7 @@ use crate::ops::Activation;
 pub mod attention;
 pub mod conv;
 pub mod matmul;
+pub mod merge;
 pub mod norm;
 pub mod resample;
 pub mod step;

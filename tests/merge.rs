@@ -1,0 +1,67 @@
+//! Merging, cross-checked on every device; and attention over parts of the keys, merged, against attention over all.
+
+use advect::ops::{Attention, AttentionArgs, Merge, MergeArgs};
+use advect::reference::{self, Dense};
+use advect::{Dtype, Tensor, View, verify};
+
+#[test]
+fn cross_check() {
+    verify::assert_op::<Merge>(40);
+}
+
+/// Sizes of queries, keys, and where the keys are cut.
+const SHAPE: [usize; 4] = [2, 3, 9, 24];
+const KEYS: usize = 50;
+const CUTS: [usize; 4] = [0, 7, 40, 50];
+
+#[test]
+fn parts_of_the_keys_merge_to_all_of_them() {
+    let [b, h, n, d] = SHAPE;
+    let op = Attention::new(d).softcap(6.0);
+    let values = |len: usize, seed: usize| -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 4001) as f32 / 1000.0 - 2.0).collect()
+    };
+    let (q, k, v) = (values(b * h * n * d, 1), values(b * h * KEYS * d, 2), values(b * h * KEYS * d, 3));
+    let dense = |shape: &[usize], values: &[f32]| {
+        let data = values.iter().map(|&x| f64::from(x)).collect();
+        View::contiguous(Dense { shape: shape.to_vec(), data }, Dtype::F32, shape).unwrap()
+    };
+    let keys = [b, h, KEYS, d];
+    let out = View::contiguous((), Dtype::F32, &SHAPE).unwrap();
+    let args = AttentionArgs::new(dense(&SHAPE, &q), dense(&keys, &k), dense(&keys, &v), out);
+    let [exact, exact_lse] = reference::attention::attention(&op, &args);
+    for device in verify::devices().unwrap() {
+        let tensor = |shape: &[usize], values| Tensor::from_f32(&device, Dtype::F32, shape, values).unwrap();
+        let zeros = |shape: &[usize]| Tensor::new(&device, Dtype::F32, shape).unwrap();
+        let (q, k, v) = (tensor(&SHAPE, &q), tensor(&keys, &k), tensor(&keys, &v));
+        let (mut parts, mut lses) = (Vec::new(), Vec::new());
+        for cut in CUTS.windows(2) {
+            let (mut out, mut lse) = (zeros(&SHAPE), zeros(&SHAPE[..3]));
+            let [k, v] = [&k, &v].map(|t| t.view().slice(2, cut[0]..cut[1]).unwrap());
+            let mut args = AttentionArgs::new(q.view(), k, v, out.view_mut());
+            args.lse = Some(lse.view_mut());
+            device.run(&op, args).unwrap();
+            parts.extend(out.to_f32(&device).unwrap());
+            lses.extend(lse.to_f32(&device).unwrap());
+        }
+        let count = CUTS.len() - 1;
+        let (parts, lses) = (tensor(&[count, b, h, n, d], &parts), tensor(&[count, b, h, n], &lses));
+        let (mut out, mut lse) = (zeros(&SHAPE), zeros(&SHAPE[..3]));
+        let args = MergeArgs {
+            parts: parts.view(),
+            lses: lses.view(),
+            out: out.view_mut(),
+            lse: Some(lse.view_mut()),
+        };
+        device.run(&Merge, args).unwrap();
+        // The bound of attention twice: the weights of a part are off by its scores, and all together by its sum.
+        let close = |got: Vec<f32>, expected: &reference::Expected| {
+            for ((got, want), bound) in got.iter().zip(&expected.value).zip(&expected.error) {
+                let error = (f64::from(*got) - want).abs();
+                assert!(error <= 2.0 * bound, "{}: {got} {want} {error:e} {bound:e}", device.name());
+            }
+        };
+        close(out.to_f32(&device).unwrap(), &exact);
+        close(lse.to_f32(&device).unwrap(), &exact_lse);
+    }
+}
