@@ -7,7 +7,11 @@
 //
 //   q (b, h, nq, d)   k (b, h / group, nk, d)   v (b, h / group, nk, dv)   out (b, h, nq, dv)   bias, mask (b, h, nq, nk)
 //   lse (b, h, nq)    q_lengths, k_lengths (b)   slopes (b, h)   sinks (h)     strides free
-//   block -> (pair = b * heads + h, tile of queries)
+//   block -> (split, pair = b * heads + h, tile of queries)
+//
+// Packed sequences: cu_seqlens (b + 1) holds the token at which each starts, and the batch of q and out, or of k and v, is 1.
+// Pages: token j of a sequence is token j % page of entry block_table[b][j / page] of k and v.
+// SPLIT 1: a block takes one of p.splits parts of the keys, and out and lse have an axis of parts.
 //
 // BAND 1: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are
 // skipped. SOFTCAP 1: scores s become cap * tanh(s / cap) first. CHANGED 1: there is a softcap, a bias, a mask or slopes.
@@ -26,18 +30,42 @@
 #define NEGATIVE_INFINITY __int_as_float(0xff800000)
 #define LOG2_E 1.4426950408889634f
 #define LN_2 0.6931471805599453f
-// A bias that is no more than this hides its key.
+// A bias that is no more than this hides its key, a sink is none.
 #define HIDING_BIAS (-1e38f)
 
-// What a block works on: batch entry, head, first query; and the sequence: it has q_length queries and k_length keys.
+// What a block works on: batch entry, head, first query, part of the keys; and the sequence: it has q_length queries and
+// k_length keys. Rows of q and out for q_rows queries start at token q_start, keys at token k_start.
 struct Head {
-    u32 b, h, first_q;
+    u32 b, h, first_q, split;
     int q_length, k_length;
+    u32 q_rows, q_start, k_start;
 };
 
+// The tokens of packed sequence b, of `total`: the first, and how many, which are `most` at most.
+struct Tokens { int first, count; };
+
+__device__ __forceinline__ Tokens tokens_of(u32 b, const int* starts, u32 stride, u32 total, u32 most) {
+    const int first = min(max(starts[b * stride], 0), int(total));
+    const int end = min(max(starts[(b + 1) * stride], first), int(total));
+    return {first, min(end - first, int(most))};
+}
+
 __device__ __forceinline__ Head head_of(u32 pair, u32 first_q, const q_lengths_t* q_lengths, const k_lengths_t* k_lengths,
+                                        const cu_seqlens_q_t* cu_seqlens_q, const cu_seqlens_k_t* cu_seqlens_k,
                                         const Params& p) {
-    Head head = {pair / p.heads, pair % p.heads, first_q, int(p.nq), int(p.nk)};
+    const u32 split = SPLIT ? pair / p.pairs : 0;
+    pair -= split * p.pairs;
+    Head head = {pair / p.heads, pair % p.heads, first_q, split, int(p.nq), int(p.nk), p.nq, 0, 0};
+#if HAS_CU_SEQLENS_Q
+    const Tokens queries = tokens_of(head.b, cu_seqlens_q, p.cu_seqlens_q_b, p.q_total, p.nq);
+    head.q_start = queries.first;
+    head.q_length = head.q_rows = queries.count;
+#endif
+#if HAS_CU_SEQLENS_K
+    const Tokens keys = tokens_of(head.b, cu_seqlens_k, p.cu_seqlens_k_b, p.k_total, p.nk);
+    head.k_start = keys.first;
+    head.k_length = keys.count;
+#endif
 #if HAS_Q_LENGTHS
     head.q_length = min(max(q_lengths[head.b * p.q_lengths_b], 0), head.q_length);
 #endif
@@ -60,23 +88,63 @@ __device__ __forceinline__ Seen seen_by(u32 i, const Head& head, const Params& p
 }
 
 // Whether the sequence has query i, which the operands have.
-__device__ __forceinline__ bool inside(u32 i, const Head& head) { return !HAS_Q_LENGTHS || int(i) < head.q_length; }
+__device__ __forceinline__ bool inside(u32 i, const Head& head) {
+    return !(HAS_Q_LENGTHS || HAS_CU_SEQLENS_Q) || int(i) < head.q_length;
+}
 
 // The keys that some query of a block of BLOCK_M sees.
 __device__ __forceinline__ Seen seen_by_some(const Head& head, const Params& p) {
     if (!inside(head.first_q, head)) return {0, 0};
-    if (!BAND) return {0, head.k_length};
+    Seen some = {0, head.k_length};
+#if BAND
     const u32 last_q = min(head.first_q + BLOCK_M, u32(head.q_length)) - 1;
-    return {max(seen_by(head.first_q, head, p).from, 0), max(seen_by(last_q, head, p).until, 0)};
+    some = {max(seen_by(head.first_q, head, p).from, 0), max(seen_by(last_q, head, p).until, 0)};
+#endif
+#if SPLIT
+    // Parts are multiples of 64 keys, and so of tiles.
+    const int keys = ((head.k_length + p.splits - 1) / p.splits + 63) / 64 * 64;
+    some = {max(some.from, int(head.split) * keys), min(some.until, int(head.split + 1) * keys)};
+#endif
+    return some;
 }
+
+// How far from the first a token of k or of v lies, in elements: in a row, or in pages.
+struct Row {
+    u32 stride;
+    __device__ __forceinline__ u32 operator()(u32 token) const { return token * stride; }
+};
+struct Pages {
+    const block_table_t* table;
+    u32 table_stride, page, pages, page_stride, stride;
+    __device__ __forceinline__ u32 operator()(u32 token) const {
+        const int entry = table[token / page * table_stride];
+        return min(u32(max(entry, 0)), pages - 1) * page_stride + token % page * stride;
+    }
+};
+#if HAS_BLOCK_TABLE
+#define PLACES(of) \
+    Pages { block_table + b * p.block_table_b, p.block_table_p, p.page, p.k_total, p.of##_b, p.of##_n }
+#else
+#define PLACES(of) \
+    Row { p.of##_n }
+#endif
+// The batch entry that operands have, of which packed ones and pages have one.
+#define Q_BATCH (HAS_CU_SEQLENS_Q ? 0 : b)
+#define K_BATCH (HAS_CU_SEQLENS_K || HAS_BLOCK_TABLE ? 0 : b)
 
 // What is subtracted from scores: the maximum m, or 0 while no key was seen, so that -infinity stays what it is.
 __device__ __forceinline__ float shift_of(float m) { return HIDES && m == NEGATIVE_INFINITY ? 0.0f : m; }
 
-// cap * tanh(s / cap)
+// cap * tanh(s / cap), with e = 2^(-cap_rate |s|): (1 - e) / (1 + e), and near 0, where that difference would cost digits,
+// the series of tanh.
 __device__ __forceinline__ float capped(float s, const Params& p) {
-    const float e = exp2f(-fabsf(s) * p.cap_rate);
-    return copysignf(p.cap * __fdividef(1.0f - e, 1.0f + e), s);
+    const float x = fabsf(s) * p.cap_rate, t = x * (0.5f * LN_2), square = t * t;
+    const float e = exp2f(-x), far = __fdividef(1.0f - e, 1.0f + e);
+    float series = fmaf(square, 62.0f / 2835.0f, -17.0f / 315.0f);
+    series = fmaf(square, series, 2.0f / 15.0f);
+    series = fmaf(square, series, -1.0f / 3.0f);
+    series = fmaf(square, series, 1.0f);
+    return copysignf(p.cap * (t <= 0.25f ? t * series : far), s);
 }
 
 // The score s of query i and a key, both inside their axes, as bias, mask and slope change it. Those of the head: bias,
@@ -114,7 +182,7 @@ __device__ __forceinline__ float lse_of(float m, float l) { return l == 0.0f ? N
 //      ROWS products: with ROWS = 2, shared memory is read half as often.
 //
 // Consts: HEAD_DIM, V_DIM 16..256, multiples of 16, elements past p.d and p.dv are zeros; ROWS 1 or 2; BLOCK_M = 64 ROWS;
-//   BLOCK_N 16, 32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP, CHANGED, HIDES 0|1; THREADS 128;
+//   BLOCK_N 16, 32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP, CHANGED, HIDES, SPLIT 0|1; THREADS 128;
 //   KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks, copied by cp.async, otherwise element by element;
 //   OUT_VEC: rows of out hold aligned pairs.
 //
@@ -147,8 +215,8 @@ __device__ __forceinline__ float exp2_approx(float x) {
 
 // Brings tokens first..first + COUNT of one head, of n in all, to rows of WIDTH elements and 8 of padding in shared
 // memory. What lies outside becomes 0: a weight of 0 times whatever shared memory held could be NaN.
-template <u32 COUNT, u32 WIDTH, bool VEC>
-__device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first, u32 n, u32 d, u32 s_n, u32 s_d) {
+template <u32 COUNT, u32 WIDTH, bool VEC, class Place>
+__device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first, u32 n, u32 d, Place place, u32 s_d) {
     if (VEC) {
         const u32 chunks = WIDTH / 8, total = COUNT * chunks;
 #pragma unroll 2
@@ -156,17 +224,17 @@ __device__ __forceinline__ void load_tile(q_t* tile, const q_t* from, u32 first,
             const u32 c = threadIdx.x + i * THREADS, row = c / chunks, col = c % chunks * 8;
             if (total % THREADS != 0 && c >= total) break;
             const bool inside = first + row < n && col < d;
-            cp_async16(tile + row * (WIDTH + 8) + col, from + (inside ? (first + row) * s_n + col : 0), inside ? 16 : 0);
+            cp_async16(tile + row * (WIDTH + 8) + col, from + (inside ? place(first + row) + col : 0), inside ? 16 : 0);
         }
     } else {
         // Neighbouring threads walk the denser axis.
-        const bool along_d = s_d <= s_n;
+        const bool along_d = s_d <= place.stride;
 #pragma unroll 4
         for (u32 e = threadIdx.x; e < COUNT * WIDTH; e += THREADS) {
             const u32 row = along_d ? e / WIDTH : e % COUNT;
             const u32 col = along_d ? e % WIDTH : e / COUNT;
             q_t x = {0};
-            if (first + row < n && col < d) x = from[(first + row) * s_n + col * s_d];
+            if (first + row < n && col < d) x = from[place(first + row) + col * s_d];
             tile[row * (WIDTH + 8) + col] = x;
         }
     }
@@ -214,19 +282,20 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     const u32 block = blockIdx.x + blockIdx.y * gridDim.x;
     const u32 q_tiles = (p.nq + BLOCK_M - 1) / BLOCK_M;
     const u32 pair = block / q_tiles;
-    if (pair >= p.pairs) return;
+    if (pair >= (SPLIT ? p.splits * p.pairs : p.pairs)) return;
     const u32 lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
-    const Head head = head_of(pair, block % q_tiles * BLOCK_M, q_lengths, k_lengths, p);
+    const Head head = head_of(pair, block % q_tiles * BLOCK_M, q_lengths, k_lengths, cu_seqlens_q, cu_seqlens_k, p);
     const u32 b = head.b, h = head.h, first_q = head.first_q;
-    q += b * p.q_b + h * p.q_h;
-    k += b * p.k_b + h / p.group * p.k_h;
-    v += b * p.v_b + h / p.group * p.v_h;
-    out += b * p.out_b + h * p.out_h;
+    if (HAS_CU_SEQLENS_Q && first_q >= head.q_rows) return;
+    q += Q_BATCH * p.q_b + h * p.q_h + head.q_start * p.q_n;
+    k += K_BATCH * p.k_b + h / p.group * p.k_h + head.k_start * p.k_n;
+    v += K_BATCH * p.v_b + h / p.group * p.v_h + head.k_start * p.v_n;
+    out += Q_BATCH * p.out_b + h * p.out_h + head.q_start * p.out_n + head.split * p.out_s;
 
     // The scale of the products, and that of what is exponentiated.
     const float dot_scale = fabsf(p.scale_log2e), scale = CHANGED ? 1.0f : dot_scale;
     q_t* const qt = tiles + Q_TILE;
-    load_tile<BLOCK_M, HEAD_DIM, Q_VEC>(qt, q, first_q, p.nq, p.d, p.q_n, p.q_d);
+    load_tile<BLOCK_M, HEAD_DIM, Q_VEC>(qt, q, first_q, head.q_rows, p.d, Row{p.q_n}, p.q_d);
     cp_async_commit();
     cp_async_wait<0>();
     __syncthreads();  // the tile of Q is complete for all warps
@@ -250,8 +319,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     const u32 begin = u32(some.from) / BLOCK_N, steps = (u32(some.until) + BLOCK_N - 1) / BLOCK_N;
     const auto fetch = [&](u32 step) {
         q_t* const tile = tiles + stage_of(step);
-        load_tile<BLOCK_N, HEAD_DIM, KV_VEC>(tile, k, step * BLOCK_N, head.k_length, p.d, p.k_n, p.k_d);
-        load_tile<BLOCK_N, V_DIM, KV_VEC>(tile + K_TILE, v, step * BLOCK_N, head.k_length, p.dv, p.v_n, p.v_d);
+        load_tile<BLOCK_N, HEAD_DIM, KV_VEC>(tile, k, step * BLOCK_N, head.k_length, p.d, PLACES(k), p.k_d);
+        load_tile<BLOCK_N, V_DIM, KV_VEC>(tile + K_TILE, v, step * BLOCK_N, head.k_length, p.dv, PLACES(v), p.v_d);
         cp_async_commit();
     };
     if (begin < steps) fetch(begin);
@@ -268,8 +337,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     const float slope = 0.0f;
 #endif
 #if HAS_SINKS
-    const float sink = sinks[h * p.sinks_h] * LOG2_E;
+    // It counts in the first part.
+    const bool sinks_here = head.split == 0;
+    const float of_head = sinks_here ? sinks[h * p.sinks_h] : NEGATIVE_INFINITY;
+    const float sink = of_head <= HIDING_BIAS ? NEGATIVE_INFINITY : of_head * LOG2_E;
 #else
+    const bool sinks_here = false;
     const float sink = NEGATIVE_INFINITY;
 #endif
     float o[ROWS][O_TILES][4];
@@ -281,7 +354,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
         for (u32 j = 0; j < O_TILES; ++j) o[r][j][0] = o[r][j][1] = o[r][j][2] = o[r][j][3] = 0.0f;
         // A sink was seen before all keys: its exponential is 2^(sink - m) = 1.
         m[r][0] = m[r][1] = sink;
-        l[r][0] = l[r][1] = HAS_SINKS && t == 0 ? 1.0f : 0.0f;
+        l[r][0] = l[r][1] = sinks_here && t == 0 ? 1.0f : 0.0f;
     }
 
     // One tile of keys. Whether it may reach past the last key is known at compile time: tests of every score would
@@ -411,25 +484,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
     }
 #else
     const u32 whole = u32(some.until) / BLOCK_N;
-    for (u32 step = 0; step < whole; ++step) advance(step, Constant<false>());
-    if (whole < steps) advance(whole, Constant<true>());
+    for (u32 step = begin; step < whole; ++step) advance(step, Constant<false>());
+    if (begin < steps && whole < steps) advance(whole, Constant<true>());
 #endif
 
+#if HAS_LSE
+    const u32 lse_base = Q_BATCH * p.lse_b + h * p.lse_h + head.q_start * p.lse_n + head.split * p.lse_s;
+#endif
 #pragma unroll
     for (u32 r = 0; r < ROWS; ++r) {
 #pragma unroll
         for (u32 half = 0; half < 2; ++half) {
             const u32 row = first_q + (threadIdx.x / 32 * ROWS + r) * 16 + g + 8 * half;
             const float all = quad_sum(l[r][half]), sum = inside(row, head) ? all : 0.0f;
-            // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence.
-            const float scale_out = sum == 0.0f ? 0.0f : 1.0f / sum;
-            if (row >= p.nq) continue;
+            // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence, whatever
+            // its place in memory holds.
+            const float scale_out = 1.0f / sum;
+            const auto result = [&](float x) { return sum == 0.0f ? 0.0f : x * scale_out; };
+            if (row >= head.q_rows) continue;
 #if HAS_LSE
-            if (t == 0) lse[b * p.lse_b + h * p.lse_h + row * p.lse_n] = lse_of(m[r][half], sum);
+            if (t == 0) lse[lse_base + row * p.lse_n] = lse_of(m[r][half], sum);
 #endif
 #pragma unroll
             for (u32 j = 0; j < O_TILES; ++j) {
-                store_row(out, row, j * 8 + 2 * t, o[r][j][2 * half] * scale_out, o[r][j][2 * half + 1] * scale_out, p);
+                store_row(out, row, j * 8 + 2 * t, result(o[r][j][2 * half]), result(o[r][j][2 * half + 1]), p);
             }
         }
     }
@@ -443,7 +521,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 // so that shared memory does not grow with it.
 //
 // Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(dv / COLS); THREADS 256; BAND, SOFTCAP, CHANGED,
-//   HIDES 0|1.
+//   HIDES, SPLIT 0|1.
 //
 // Shared memory (dynamic, floats):
 //
@@ -484,14 +562,16 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     const u32 block = blockIdx.x + blockIdx.y * gridDim.x;
     const u32 q_tiles = (p.nq + BLOCK_M - 1) / BLOCK_M;
     const u32 pair = block / q_tiles;
-    if (pair >= p.pairs) return;
+    if (pair >= (SPLIT ? p.splits * p.pairs : p.pairs)) return;
     const u32 thread = threadIdx.x, tx = thread % 16, ty = thread / 16;
-    const Head head = head_of(pair, block % q_tiles * BLOCK_M, q_lengths, k_lengths, p);
+    const Head head = head_of(pair, block % q_tiles * BLOCK_M, q_lengths, k_lengths, cu_seqlens_q, cu_seqlens_k, p);
     const u32 b = head.b, h = head.h, m_first = head.first_q;
-    q += b * p.q_b + h * p.q_h;
-    k += b * p.k_b + h / p.group * p.k_h;
-    v += b * p.v_b + h / p.group * p.v_h;
-    out += b * p.out_b + h * p.out_h;
+    if (HAS_CU_SEQLENS_Q && m_first >= head.q_rows) return;
+    q += Q_BATCH * p.q_b + h * p.q_h + head.q_start * p.q_n;
+    k += K_BATCH * p.k_b + h / p.group * p.k_h + head.k_start * p.k_n;
+    v += K_BATCH * p.v_b + h / p.group * p.v_h + head.k_start * p.v_n;
+    out += Q_BATCH * p.out_b + h * p.out_h + head.q_start * p.out_n + head.split * p.out_s;
+    const auto k_place = PLACES(k), v_place = PLACES(v);
     // Neighbouring threads walk the denser axis.
     const bool q_along_d = p.q_d <= p.q_n, k_along_d = p.k_d <= p.k_n, v_along_d = p.v_d <= p.v_n;
 
@@ -509,8 +589,12 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     const float slope = 0.0f;
 #endif
 #if HAS_SINKS
-    const float sink = sinks[h * p.sinks_h] * LOG2_E;
+    // It counts in the first part.
+    const bool sinks_here = head.split == 0;
+    const float of_head = sinks_here ? sinks[h * p.sinks_h] : NEGATIVE_INFINITY;
+    const float sink = of_head <= HIDING_BIAS ? NEGATIVE_INFINITY : of_head * LOG2_E;
 #else
+    const bool sinks_here = false;
     const float sink = lowest;
 #endif
     float4 o[CHUNKS][2];
@@ -518,7 +602,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     for (u32 c = 0; c < CHUNKS; ++c) o[c][0] = o[c][1] = zero;
     // A sink was seen before all keys: its exponential is 2^(sink - m) = 1.
     float4 m = make_float4(sink, sink, sink, sink), l = zero;
-    if (HAS_SINKS && tx == 0) l = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+    if (sinks_here && tx == 0) l = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
 
     const Seen some = seen_by_some(head, p);
     const u32 begin = u32(some.from) / BLOCK_N * BLOCK_N, end = u32(some.until);
@@ -526,18 +610,19 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
         float4 s[KEYS];
 #pragma unroll
         for (u32 j = 0; j < KEYS; ++j) s[j] = zero;
-        for (u32 from = 0; from < p.d; from += DEPTH) {
+        // Once at least: the barriers also keep the scores until all have read them.
+        for (u32 from = 0; from < max(p.d, 1u); from += DEPTH) {
             __syncthreads();  // everyone is done with the slice before (of V, or of Q and K)
             for (u32 e = thread; e < DEPTH * BLOCK_M; e += THREADS) {
                 const u32 row = q_along_d ? e / DEPTH : e % BLOCK_M, col = q_along_d ? e % DEPTH : e / BLOCK_M;
-                const bool inside = m_first + row < p.nq && from + col < p.d;
+                const bool inside = m_first + row < head.q_rows && from + col < p.d;
                 const float x = inside ? to_f32(q[(m_first + row) * p.q_n + (from + col) * p.q_d]) : 0.0f;
                 reinterpret_cast<float*>(qt)[col * 4 * ROW + row] = x;
             }
             for (u32 e = thread; e < DEPTH * BLOCK_N; e += THREADS) {
                 const u32 row = k_along_d ? e / DEPTH : e % BLOCK_N, col = k_along_d ? e % DEPTH : e / BLOCK_N;
                 const bool inside = first + row < u32(head.k_length) && from + col < p.d;
-                kt[col * BLOCK_N + row] = inside ? to_f32(k[(first + row) * p.k_n + (from + col) * p.k_d]) : 0.0f;
+                kt[col * BLOCK_N + row] = inside ? to_f32(k[k_place(first + row) + (from + col) * p.k_d]) : 0.0f;
             }
             __syncthreads();  // the slices are complete
 #pragma unroll 4
@@ -590,7 +675,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
             for (u32 e = thread; e < BLOCK_N * COLS; e += THREADS) {
                 const u32 row = v_along_d ? e / COLS : e % BLOCK_N, col = v_along_d ? e % COLS : e / BLOCK_N;
                 const bool inside = first + row < u32(head.k_length) && c * COLS + col < p.dv;
-                vt[row * COLS + col] = inside ? to_f32(v[(first + row) * p.v_n + (c * COLS + col) * p.v_d]) : 0.0f;
+                vt[row * COLS + col] = inside ? to_f32(v[v_place(first + row) + (c * COLS + col) * p.v_d]) : 0.0f;
             }
             __syncthreads();  // V and, the first time, the scores are complete
             float4 o0 = o[c][0] * alpha, o1 = o[c][1] * alpha;
@@ -614,16 +699,17 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
     const float sums[4] = {l.x, l.y, l.z, l.w};
 #if HAS_LSE
     const float maxima[4] = {m.x, m.y, m.z, m.w};
+    const u32 lse_base = Q_BATCH * p.lse_b + h * p.lse_h + head.q_start * p.lse_n + head.split * p.lse_s;
 #endif
 #pragma unroll
     for (u32 i = 0; i < 4; ++i) {
         const u32 row = m_first + 4 * ty + i;
-        if (row >= p.nq) continue;
-        // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence.
-        const float sum = inside(row, head) ? sums[i] : 0.0f;
-        const float scale = sum == 0.0f ? 0.0f : 1.0f / sum;
+        if (row >= head.q_rows) continue;
+        // Without a key that it sees, a query's result is 0, as is that of one past the end of its sequence, whatever its
+        // place in memory holds.
+        const float sum = inside(row, head) ? sums[i] : 0.0f, scale = 1.0f / sum;
 #if HAS_LSE
-        if (tx == 0) lse[b * p.lse_b + h * p.lse_h + row * p.lse_n] = lse_of(maxima[i], sum);
+        if (tx == 0) lse[lse_base + row * p.lse_n] = lse_of(maxima[i], sum);
 #endif
 #pragma unroll
         for (u32 c = 0; c < CHUNKS; ++c) {
@@ -632,7 +718,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_tile(OPERANDS
                 const u32 col = c * COLS + 2 * tx + j;
                 const float4 x = o[c][j];
                 const float of_row[4] = {x.x, x.y, x.z, x.w};
-                if (col < p.dv) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(of_row[i] * scale);
+                if (col < p.dv) out[row * p.out_n + col * p.out_d] = from_f32<out_t>(sum == 0.0f ? 0.0f : of_row[i] * scale);
             }
         }
     }

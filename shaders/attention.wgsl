@@ -7,7 +7,11 @@
 //
 //   q (b, h, nq, d)   k (b, h / group, nk, d)   v (b, h / group, nk, dv)   out (b, h, nq, dv)   bias, mask (b, h, nq, nk)
 //   lse (b, h, nq)    q_lengths, k_lengths (b)   slopes (b, h)   sinks (h)     strides free
-//   workgroup -> (pair = b * heads + h, tile of queries)
+//   workgroup -> (split, pair = b * heads + h, tile of queries)
+//
+// Packed sequences: cu_seqlens (b + 1) holds the token at which each starts, and the batch of q and out, or of k and v, is 1.
+// Pages: token j of a sequence is token j % page of entry block_table[b][j / page] of k and v.
+// SPLIT: a workgroup takes one of p.splits parts of the keys, and out and lse have an axis of parts.
 //
 // BAND: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are
 // skipped. SOFTCAP: scores s become cap * tanh(s / cap) first. HIDES: a tile may hide all its keys from a query, by a band,
@@ -23,7 +27,7 @@
 //   THREADS 256; TILE_F16: slices of Q, K and V are kept in f16, which the operands are as well;
 //   LANES 1, 2, 4, 8 or 16: invocations that are certain to share a subgroup; SHUFFLE: LANES > 1;
 //   ACROSS: LANES < 16, row maxima of several subgroups meet in workgroup memory; BAND, SOFTCAP,
-//   CHANGED (any of softcap, bias, mask, slopes), HIDES 0|1.
+//   CHANGED (any of softcap, bias, mask, slopes), HIDES, SPLIT 0|1.
 //
 // Workgroup memory:
 //
@@ -46,7 +50,7 @@ const TILE: u32 = max(KT + DEPTH * BLOCK_N, BLOCK_N * COLS);
 const LOWEST: f32 = -3e38;
 const LOG2_E: f32 = 1.4426950408889634;
 const LN_2: f32 = 0.6931471805599453;
-// A bias that is no more than this hides its key.
+// A bias that is no more than this hides its key, a sink is none.
 const HIDING_BIAS: f32 = -1e38;
 
 var<workgroup> scores: array<vec4<f32>, BLOCK_N * ROW>;
@@ -68,27 +72,79 @@ fn row_max(mine: vec4<f32>, tx: u32, ty: u32) -> vec4<f32> {
 }
 
 #if SOFTCAP
-// cap * tanh(s / cap)
+// cap * tanh(s / cap), with e = 2^(-cap_rate |s|): (1 - e) / (1 + e), and near 0, where that difference would cost digits,
+// the series of tanh.
 fn capped(s: vec4<f32>) -> vec4<f32> {
-    let e = exp2(-abs(s) * p.cap_rate);
-    return sign(s) * (p.cap * ((1.0 - e) / (1.0 + e)));
+    let x = abs(s) * p.cap_rate;
+    let t = x * (0.5 * LN_2);
+    let square = t * t;
+    let e = exp2(-x);
+    var series = fma(square, vec4<f32>(62.0 / 2835.0), vec4<f32>(-17.0 / 315.0));
+    series = fma(square, series, vec4<f32>(2.0 / 15.0));
+    series = fma(square, series, vec4<f32>(-1.0 / 3.0));
+    series = fma(square, series, vec4<f32>(1.0));
+    return sign(s) * (p.cap * select((1.0 - e) / (1.0 + e), t * series, t <= vec4<f32>(0.25)));
 }
 #endif
 
-// How many queries and keys the sequence of batch entry b has.
-fn q_length_of(b: u32) -> i32 {
+// Tokens of a sequence: the first of them, how many rows of memory they have, and how many there are.
+struct Tokens { start: u32, rows: u32, length: i32 }
+
+// The queries and the keys of batch entry b.
+fn queries_of(b: u32) -> Tokens {
+    var start = 0;
+    var rows = i32(p.nq);
+#if HAS_CU_SEQLENS_Q
+    start = clamp(load_cu_seqlens_q(b * p.cu_seqlens_q_b), 0, i32(p.q_total));
+    rows = min(clamp(load_cu_seqlens_q((b + 1u) * p.cu_seqlens_q_b), start, i32(p.q_total)) - start, rows);
+#endif
+    var length = rows;
 #if HAS_Q_LENGTHS
-    return clamp(load_q_lengths(b * p.q_lengths_b), 0, i32(p.nq));
+    length = clamp(load_q_lengths(b * p.q_lengths_b), 0, rows);
+#endif
+    return Tokens(u32(start), u32(rows), length);
+}
+fn keys_of(b: u32) -> Tokens {
+    var start = 0;
+    var rows = i32(p.nk);
+#if HAS_CU_SEQLENS_K
+    start = clamp(load_cu_seqlens_k(b * p.cu_seqlens_k_b), 0, i32(p.k_total));
+    rows = min(clamp(load_cu_seqlens_k((b + 1u) * p.cu_seqlens_k_b), start, i32(p.k_total)) - start, rows);
+#endif
+    var length = rows;
+#if HAS_K_LENGTHS
+    length = clamp(load_k_lengths(b * p.k_lengths_b), 0, rows);
+#endif
+    return Tokens(u32(start), u32(rows), length);
+}
+
+// How far a token of a sequence lies from the first of k or v, in elements, pages and tokens being so far apart.
+fn place_of(b: u32, token: u32, page_stride: u32, stride: u32) -> u32 {
+#if HAS_BLOCK_TABLE
+    let entry = load_block_table(b * p.block_table_b + token / p.page * p.block_table_p);
+    return u32(clamp(entry, 0, i32(p.k_total) - 1)) * page_stride + token % p.page * stride;
 #else
-    return i32(p.nq);
+    return token * stride;
 #endif
 }
-fn k_length_of(b: u32) -> i32 {
-#if HAS_K_LENGTHS
-    return clamp(load_k_lengths(b * p.k_lengths_b), 0, i32(p.nk));
-#else
-    return i32(p.nk);
+
+// The batch entry that operands have, of which packed ones and pages have one.
+fn q_batch(b: u32) -> u32 {
+    var entry = b;
+#if HAS_CU_SEQLENS_Q
+    entry = 0u;
 #endif
+    return entry;
+}
+fn k_batch(b: u32) -> u32 {
+    var entry = b;
+#if HAS_CU_SEQLENS_K
+    entry = 0u;
+#endif
+#if HAS_BLOCK_TABLE
+    entry = 0u;
+#endif
+    return entry;
 }
 
 // The score s of query i and a key as bias, mask and slope change it: these of one head, the slope times log2(e). The
@@ -118,24 +174,28 @@ fn attention_tile(
 ) {
     let block = block_id.x + block_id.y * blocks.x;
     let q_tiles = (p.nq + BLOCK_M - 1u) / BLOCK_M;
-    let pair = block / q_tiles;
-    if (pair >= p.pairs) { return; }
+    let pair_of_all = block / q_tiles;
+    if (pair_of_all >= p.splits * p.pairs) { return; }
+    let split = pair_of_all / p.pairs;
+    let pair = pair_of_all % p.pairs;
     let b = pair / p.heads;
     let h = pair % p.heads;
     let tx = thread % 16u;
     let ty = thread / 16u;
     let m_first = block % q_tiles * BLOCK_M;
-    let q_base = b * p.q_b + h * p.q_h;
-    let k_base = b * p.k_b + h / p.group * p.k_h;
-    let v_base = b * p.v_b + h / p.group * p.v_h;
-    let out_base = b * p.out_b + h * p.out_h;
+    let queries = queries_of(b);
+    let keys = keys_of(b);
+    let q_base = q_batch(b) * p.q_b + h * p.q_h + queries.start * p.q_n;
+    let k_base = k_batch(b) * p.k_b + h / p.group * p.k_h + keys.start * p.k_n;
+    let v_base = k_batch(b) * p.v_b + h / p.group * p.v_h + keys.start * p.v_n;
+    let out_base = q_batch(b) * p.out_b + h * p.out_h + queries.start * p.out_n + split * p.out_s;
     // Neighbouring invocations walk the denser axis.
     let q_along_d = p.q_d <= p.q_n;
     let k_along_d = p.k_d <= p.k_n;
     let v_along_d = p.v_d <= p.v_n;
 
-    let q_length = q_length_of(b);
-    let k_length = k_length_of(b);
+    let q_length = queries.length;
+    let k_length = keys.length;
     let rows = vec4<i32>(i32(m_first + 4u * ty)) + vec4<i32>(0, 1, 2, 3);
 #if HAS_BIAS
     let bias_base = b * p.bias_b + h * p.bias_h;
@@ -157,34 +217,42 @@ fn attention_tile(
     var m = vec4<f32>(LOWEST);
     var l = vec4<f32>(0.0);
 #if HAS_SINKS
-    // A sink was seen before all keys: its exponential is 2^(sink - m) = 1.
-    m = vec4<f32>(max(load_sinks(h * p.sinks_h) * LOG2_E, LOWEST));
+    // A sink was seen before all keys, in the first part: its exponential is 2^(sink - m) = 1.
+    let sink = load_sinks(h * p.sinks_h);
+    if (split == 0u) { m = vec4<f32>(select(sink * LOG2_E, LOWEST, sink <= HIDING_BIAS)); }
     if (tx == 0u && m.x > LOWEST) { l = vec4<f32>(1.0); }
 #endif
 
     // The keys that some query of the block sees, and what each of this invocation's queries does.
+    var since = 0;
+    var until = k_length;
 #if BAND
     let moved = k_length - i32(p.nk) - (q_length - i32(p.nq));
     let last = min(i32(m_first + BLOCK_M), q_length) - 1;
-    let begin = u32(max(i32(m_first) + moved + i32(p.band_from), 0)) / BLOCK_N * BLOCK_N;
-    let until = clamp(last + moved + i32(p.band_until), 0, k_length);
+    since = max(i32(m_first) + moved + i32(p.band_from), 0);
+    until = clamp(last + moved + i32(p.band_until), 0, k_length);
     let seen_from = rows + moved + i32(p.band_from);
     let seen_until = min(rows + moved + i32(p.band_until), vec4<i32>(k_length));
-#else
-    let begin = 0u;
-    let until = k_length;
 #endif
+#if SPLIT
+    // Parts are multiples of 64 keys, and so of tiles.
+    let part = i32(((u32(k_length) + p.splits - 1u) / p.splits + 63u) / 64u * 64u);
+    since = max(since, i32(split) * part);
+    until = min(until, i32(split + 1u) * part);
+#endif
+    let begin = u32(since) / BLOCK_N * BLOCK_N;
     let end = select(0u, u32(until), i32(m_first) < q_length);
     for (var first = begin; first < end; first += BLOCK_N) {
         var s: array<vec4<f32>, KEYS>;
         for (var j = 0u; j < KEYS; j++) { s[j] = vec4<f32>(0.0); }
-        for (var slice = 0u; slice < p.d; slice += DEPTH) {
+        // Once at least: the barriers also keep the scores until all have read them.
+        for (var slice = 0u; slice < max(p.d, 1u); slice += DEPTH) {
             workgroupBarrier();  // everyone is done with the slice before (of V, or of Q and K)
             for (var e = thread; e < DEPTH * BLOCK_M; e += THREADS) {
                 let row = select(e % BLOCK_M, e / DEPTH, q_along_d);
                 let col = select(e / BLOCK_M, e % DEPTH, q_along_d);
                 var x = 0.0;
-                if (m_first + row < p.nq && slice + col < p.d) {
+                if (m_first + row < queries.rows && slice + col < p.d) {
                     x = load_q(q_base + (m_first + row) * p.q_n + (slice + col) * p.q_d);
                 }
                 tile[col * 4u * ROW + row] = element(x);
@@ -194,7 +262,7 @@ fn attention_tile(
                 let col = select(e / BLOCK_N, e % DEPTH, k_along_d);
                 var x = 0.0;
                 if (first + row < u32(k_length) && slice + col < p.d) {
-                    x = load_k(k_base + (first + row) * p.k_n + (slice + col) * p.k_d);
+                    x = load_k(k_base + place_of(b, first + row, p.k_b, p.k_n) + (slice + col) * p.k_d);
                 }
                 tile[KT + col * BLOCK_N + row] = element(x);
             }
@@ -250,7 +318,7 @@ fn attention_tile(
                 let col = select(e / BLOCK_N, e % COLS, v_along_d);
                 var x = 0.0;
                 if (first + row < u32(k_length) && c * COLS + col < p.dv) {
-                    x = load_v(v_base + (first + row) * p.v_n + (c * COLS + col) * p.v_d);
+                    x = load_v(v_base + place_of(b, first + row, p.v_b, p.v_n) + (c * COLS + col) * p.v_d);
                 }
                 tile[row * COLS + col] = element(x);
             }
@@ -279,21 +347,23 @@ fn attention_tile(
     if (tx == 0u) {
         // Minus infinity, which is not to be known when shaders are compiled.
         var none = 0xff800000u;
+        let lse_base = q_batch(b) * p.lse_b + h * p.lse_h + queries.start * p.lse_n + split * p.lse_s;
         for (var i = 0u; i < 4u; i++) {
             let row = m_first + 4u * ty + i;
             let sum = select((m[i] + log2(l[i])) * LN_2, bitcast<f32>(none), l[i] == 0.0);
-            if (row < p.nq) { store_lse(b * p.lse_b + h * p.lse_h + row * p.lse_n, sum); }
+            if (row < queries.rows) { store_lse(lse_base + row * p.lse_n, sum); }
         }
     }
 #endif
-    let scale = select(1.0 / l, vec4<f32>(0.0), l == vec4<f32>(0.0));
+    let scale = 1.0 / l;
     for (var c = 0u; c < CHUNKS; c++) {
         for (var j = 0u; j < 2u; j++) {
-            let x = o[c][j] * scale;
+            // Whatever the place of such a query in memory holds.
+            let x = select(o[c][j] * scale, vec4<f32>(0.0), l == vec4<f32>(0.0));
             let col = c * COLS + 2u * tx + j;
             for (var i = 0u; i < 4u; i++) {
                 let row = m_first + 4u * ty + i;
-                if (row < p.nq && col < p.dv) {
+                if (row < queries.rows && col < p.dv) {
                     store_out(out_base + row * p.out_n + col * p.out_d, x[i]);
                 }
             }

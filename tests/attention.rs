@@ -2,7 +2,7 @@
 
 use advect::op::prepare;
 use advect::ops::{Attention, AttentionArgs};
-use advect::{Cpu, Dtype, Error, View};
+use advect::{Cpu, Dtype, Error, Tensor, View, verify};
 
 #[test]
 fn cross_check() {
@@ -148,4 +148,98 @@ fn optional_operands_are_checked() {
     let args = Args::new(int(0), int(1024), int(2048), int(4096));
     let error = prepare(&Attention::new(d), &args).unwrap_err().to_string();
     assert!(error.starts_with("attention: `q`: wanted f32, f16 or bf16"), "{error}");
+}
+
+#[test]
+fn where_sequences_lie_is_checked() {
+    type Args = AttentionArgs<Fake, Fake>;
+    let operand = |start, dtype, shape: &[usize]| View::contiguous(Fake(start), dtype, shape).unwrap();
+    let float = |start: u64, shape: &[usize]| operand(start << 20, Dtype::F16, shape);
+    let args = |q: &[usize], k: &[usize], out: &[usize]| -> Args {
+        Args::new(float(0, q), float(1, k), float(2, k), float(3, out))
+    };
+    let int = |shape: &[usize]| Some(operand(4 << 20, Dtype::I32, shape));
+    let lse = |shape: &[usize]| Some(operand(5 << 20, Dtype::F32, shape));
+    let refused = |op: Attention, args: &Args, arg: &str, wanted: &str| {
+        let error = prepare(&op, args).unwrap_err().to_string();
+        assert!(error.starts_with(&format!("attention: `{arg}`: wanted {wanted}")), "{error}");
+    };
+    let op = Attention::new(4);
+    let (one, two) = ([1, 3, 5, 4], [2, 3, 5, 4]);
+    // Three packed sequences, and what does not go with them.
+    let packed = Args { cu_seqlens_q: int(&[4]), cu_seqlens_k: int(&[4]), ..args(&one, &one, &one) };
+    prepare(&op, &packed).unwrap();
+    prepare(&op.max_seqlens(5, 3), &packed).unwrap();
+    prepare(&op, &Args { k_lengths: int(&[3]), ..packed.clone() }).unwrap();
+    refused(op, &Args { k_lengths: int(&[1]), ..packed.clone() }, "k_lengths", "shape [3]");
+    refused(op, &Args { cu_seqlens_k: int(&[3]), ..packed.clone() }, "cu_seqlens_k", "shape [4]");
+    refused(op, &Args { cu_seqlens_q: int(&[0]), ..packed.clone() }, "cu_seqlens_q", "b + 1 places");
+    refused(op, &Args { cu_seqlens_q: int(&[2, 2]), ..packed.clone() }, "cu_seqlens_q", "1 axes [b + 1]");
+    refused(op, &Args { cu_seqlens_q: None, ..packed.clone() }, "cu_seqlens_k", "shape [2]");
+    refused(op, &Args { q: float(0, &two), ..packed.clone() }, "q", "shape [1, 3, 5, 4]");
+    refused(op, &Args { k: float(1, &two), ..packed.clone() }, "k", "shape [1, 3, 5, 4]");
+    refused(op.max_seqlens(5, 5), &args(&two, &two, &two), "max_seqlen_q", "none, since");
+    let queries = Args { cu_seqlens_k: None, cu_seqlens_q: int(&[3]), ..args(&one, &two, &one) };
+    prepare(&op, &queries).unwrap();
+    refused(op.max_seqlens(5, 5), &queries, "max_seqlen_k", "none, since");
+    // Two sequences, of up to three pages of two tokens.
+    let pages = Args { block_table: int(&[2, 3]), ..args(&two, &[7, 3, 2, 4], &two) };
+    prepare(&op, &pages).unwrap();
+    refused(op, &Args { block_table: int(&[1, 3]), ..pages.clone() }, "block_table", "shape [2, 3]");
+    refused(op, &Args { block_table: int(&[2]), ..pages.clone() }, "block_table", "2 axes [b, pages]");
+    let none = float(1, &[0, 3, 2, 4]);
+    refused(op, &Args { k: none.clone(), v: none, ..pages.clone() }, "k", "at least one page");
+    refused(op, &Args { cu_seqlens_k: int(&[3]), ..pages }, "cu_seqlens_k", "none beside a block_table");
+    // Parts of the keys.
+    let parts = Args { lse: lse(&[4, 2, 3, 5]), ..args(&two, &two, &[4, 2, 3, 5, 4]) };
+    prepare(&op.splits(4), &parts).unwrap();
+    refused(op.splits(3), &parts, "out", "shape [3, 2, 3, 5, 4]");
+    refused(op, &parts, "out", "shape [2, 3, 5, 4]");
+    refused(op.splits(4), &Args { lse: None, ..parts.clone() }, "lse", "a view");
+    refused(op.splits(4), &Args { lse: lse(&[2, 3, 5]), ..parts.clone() }, "lse", "shape [4, 2, 3, 5]");
+    for splits in [0, 65_537] {
+        refused(op.splits(splits), &parts, "splits", "1 to 65536");
+    }
+}
+
+/// Places that no sequence has do no harm: kernels stay inside their operands (which simulators check), and what is right of
+/// them counts.
+#[test]
+fn places_outside_do_no_harm() {
+    for device in verify::devices().unwrap() {
+        let tensor =
+            |dtype, shape: &[usize], values: &[f32]| Tensor::from_f32(&device, dtype, shape, values).unwrap();
+        let number = |n: usize| (0..n).map(|i| (i * 37 % 101) as f32 / 50.0 - 1.0).collect::<Vec<_>>();
+        let run = |starts: &[f32], table: &[f32]| {
+            let shape = [1, 2, 6, 8];
+            let (q, k) =
+                (tensor(Dtype::F32, &shape, &number(96)), tensor(Dtype::F32, &[3, 2, 4, 8], &number(192)));
+            let (starts, table) = (tensor(Dtype::I32, &[4], starts), tensor(Dtype::I32, &[3, 2], table));
+            let mut out = tensor(Dtype::F32, &shape, &[9.0; 96]);
+            let mut args = AttentionArgs::new(q.view(), k.view(), k.view(), out.view_mut());
+            (args.cu_seqlens_q, args.block_table) = (Some(starts.view()), Some(table.view()));
+            device.run(&Attention::new(8).causal(), args).unwrap();
+            out.to_f32(&device).unwrap()
+        };
+        let outside = run(&[-5.0, 2.0, 2.0, 2e9], &[-1e9, 1.0, 7.0, 2e9, 0.0, 3.0]);
+        let inside = run(&[0.0, 2.0, 2.0, 6.0], &[0.0, 1.0, 2.0, 2.0, 0.0, 2.0]);
+        assert_eq!(outside, inside, "{}", device.name());
+        // All sequences behind the tokens: nothing is written.
+        assert_eq!(run(&[7.0, 8.0, 8.0, 9.0], &[0.0; 6]), [9.0; 96], "{}", device.name());
+    }
+}
+
+/// Sequences that start before the end of the one before share no query.
+#[test]
+fn starts_that_decrease_do_no_harm() {
+    let cpu = Cpu::new().unwrap();
+    let values = vec![0.5f32; 6 * 8];
+    let mut out = vec![9.0f32; 6 * 8];
+    let view = || View::of(&values, &[1, 1, 6, 8]).unwrap();
+    let starts = [0i32, 5, 2, i32::MIN, 6];
+    let cu_seqlens = || View::of(&starts, &[5]).unwrap();
+    let mut args = AttentionArgs::new(view(), view(), view(), View::of_mut(&mut out, &[1, 1, 6, 8]).unwrap());
+    (args.cu_seqlens_q, args.cu_seqlens_k) = (Some(cu_seqlens()), Some(cu_seqlens()));
+    cpu.run(&Attention::new(8), args).unwrap();
+    assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6 || *x == 0.0), "{out:?}");
 }

@@ -2,7 +2,7 @@
 
 use advect::ops::{Attention, AttentionArgs, Merge, MergeArgs};
 use advect::reference::{self, Dense};
-use advect::{Dtype, Tensor, View, verify};
+use advect::{Device, Dtype, Tensor, View, verify};
 
 #[test]
 fn cross_check() {
@@ -13,6 +13,14 @@ fn cross_check() {
 const SHAPE: [usize; 4] = [2, 3, 9, 24];
 const KEYS: usize = 50;
 const CUTS: [usize; 4] = [0, 7, 40, 50];
+
+/// Within twice the bound of attention: the weights of a part are off by its scores, and all together by its sum.
+fn close(device: &Device, got: &Tensor, expected: &reference::Expected) {
+    for ((got, want), bound) in got.to_f32(device).unwrap().iter().zip(&expected.value).zip(&expected.error) {
+        let error = (f64::from(*got) - want).abs();
+        assert!(error <= 2.0 * bound, "{}: {got} {want} {error:e} {bound:e}", device.name());
+    }
+}
 
 #[test]
 fn parts_of_the_keys_merge_to_all_of_them() {
@@ -54,14 +62,52 @@ fn parts_of_the_keys_merge_to_all_of_them() {
             lse: Some(lse.view_mut()),
         };
         device.run(&Merge, args).unwrap();
-        // The bound of attention twice: the weights of a part are off by its scores, and all together by its sum.
-        let close = |got: Vec<f32>, expected: &reference::Expected| {
-            for ((got, want), bound) in got.iter().zip(&expected.value).zip(&expected.error) {
-                let error = (f64::from(*got) - want).abs();
-                assert!(error <= 2.0 * bound, "{}: {got} {want} {error:e} {bound:e}", device.name());
-            }
-        };
-        close(out.to_f32(&device).unwrap(), &exact);
-        close(lse.to_f32(&device).unwrap(), &exact_lse);
+        close(&device, &out, &exact);
+        close(&device, &lse, &exact_lse);
+    }
+}
+
+/// Split attention, merged, is attention over all keys: with windows, slopes and sinks too, of which a part alone knows less.
+#[test]
+fn splits_merge_to_the_whole() {
+    let [b, h, n, d] = SHAPE;
+    let keys = [b, h, 200, d];
+    let values = |len: usize, seed: usize| -> Vec<f32> {
+        (0..len).map(|i| ((i * 7919 + seed * 104_729) % 4001) as f32 / 1000.0 - 2.0).collect()
+    };
+    let (q, kv) = (values(b * h * n * d, 1), values(b * h * 200 * d, 2));
+    let (sinks, slopes) = ([0.5, -1.0, 2.0], [0.1, 0.02, 0.3, 0.2, 0.01, 0.0]);
+    let dense = |shape: &[usize], values: &[f32]| {
+        let data = values.iter().map(|&x| f64::from(x)).collect();
+        View::contiguous(Dense { shape: shape.to_vec(), data }, Dtype::F32, shape).unwrap()
+    };
+    for op in [Attention::new(d).causal(), Attention::new(d).window(Some(90), Some(0))] {
+        let out = View::contiguous((), Dtype::F32, &SHAPE).unwrap();
+        let mut args = AttentionArgs::new(dense(&SHAPE, &q), dense(&keys, &kv), dense(&keys, &kv), out);
+        (args.sinks, args.slopes) = (Some(dense(&[h], &sinks)), Some(dense(&[b, h], &slopes)));
+        let [exact, exact_lse] = reference::attention::attention(&op, &args);
+        for device in verify::devices().unwrap() {
+            let tensor = |shape: &[usize], values: &[f32]| {
+                Tensor::from_f32(&device, Dtype::F32, shape, values).unwrap()
+            };
+            let zeros = |shape: &[usize]| Tensor::new(&device, Dtype::F32, shape).unwrap();
+            let (q, kv) = (tensor(&SHAPE, &q), tensor(&keys, &kv));
+            let (sinks, slopes) = (tensor(&[h], &sinks), tensor(&[b, h], &slopes));
+            let (mut parts, mut lses) = (zeros(&[4, b, h, n, d]), zeros(&[4, b, h, n]));
+            let mut args = AttentionArgs::new(q.view(), kv.view(), kv.view(), parts.view_mut());
+            (args.sinks, args.slopes) = (Some(sinks.view()), Some(slopes.view()));
+            args.lse = Some(lses.view_mut());
+            device.run(&op.splits(4), args).unwrap();
+            let (mut out, mut lse) = (zeros(&SHAPE), zeros(&SHAPE[..3]));
+            let args = MergeArgs {
+                parts: parts.view(),
+                lses: lses.view(),
+                out: out.view_mut(),
+                lse: Some(lse.view_mut()),
+            };
+            device.run(&Merge, args).unwrap();
+            close(&device, &out, &exact);
+            close(&device, &lse, &exact_lse);
+        }
     }
 }

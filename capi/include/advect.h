@@ -233,7 +233,7 @@ typedef struct advect_matmul_args {
 typedef struct advect_plan {
     // `sizeof(advect_plan)`, set by the caller.
     size_t struct_size;
-    // Memory that the call needs beside its operands, in bytes. No op needs any today.
+    // Device memory that the call needs beside its operands, in bytes. No op needs any today.
     uint64_t scratch_bytes;
     // Floating-point operations; a multiply-add counts 2.
     double flops;
@@ -327,13 +327,22 @@ typedef struct advect_attention_args {
     const struct advect_view *q_lengths;
     // `[b]`, i32: how many of the keys it has; others are hidden. Or NULL.
     const struct advect_view *k_lengths;
+    // `[b + 1]`, i32, not decreasing: where the queries of each sequence start, and where the last ends. `q`, `out` and
+    // `lse` then have a batch of 1 and the tokens of all sequences; `nq` in other operands is the longest. Or NULL.
+    const struct advect_view *cu_seqlens_q;
+    // The same of keys. Or NULL.
+    const struct advect_view *cu_seqlens_k;
+    // `[b, pages]`, i32: the keys of a sequence in pages. `k` and `v` are then `[pages of all, h / g, tokens of a page, d]`,
+    // key `j` of a sequence being token `j % tokens` of page `block_table[b, j / tokens]`. Or NULL.
+    const struct advect_view *block_table;
     // `[b, h]`, f32: by how much scores fall with the distance between query and key (ALiBi). Or NULL.
     const struct advect_view *slopes;
     // `[h]`, f32: a score of every query's softmax that has no value. Or NULL.
     const struct advect_view *sinks;
-    // The result, `[b, h, nq, dv]`.
+    // The result, `[b, h, nq, dv]`; of several splits `[splits, b, h, nq, dv]`.
     const struct advect_view *out;
-    // `[b, h, nq]`, f32: the natural logarithm of the sum of the exponentials. Or NULL.
+    // `[b, h, nq]`, or `[splits, b, h, nq]`, f32: the natural logarithm of the sum of the exponentials. Or NULL, but for
+    // splits.
     const struct advect_view *lse;
     // What the scores are multiplied with; 0 is `1 / sqrt(d)`. (For the mean of the values pass `FLT_MIN`.)
     float softmax_scale;
@@ -345,8 +354,12 @@ typedef struct advect_attention_args {
     uint32_t window_left;
     // And how many after it.
     uint32_t window_right;
-    // 0.
-    uint32_t reserved;
+    // With `cu_seqlens_q`, the queries of the longest sequence; 0 is all there are.
+    uint32_t max_seqlen_q;
+    // With `cu_seqlens_k`, its keys.
+    uint32_t max_seqlen_k;
+    // Parts of the keys, each with results that `advect_merge` merges; 0 and 1 are none.
+    uint32_t splits;
 } advect_attention_args;
 
 // Results of `advect_attention` over disjoint sets of keys, merged into that over all of them.

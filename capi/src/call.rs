@@ -16,7 +16,7 @@ use std::sync::Arc;
 pub struct advect_plan {
     /// `sizeof(advect_plan)`, set by the caller.
     pub struct_size: usize,
-    /// Memory that the call needs beside its operands, in bytes. No op needs any today.
+    /// Device memory that the call needs beside its operands, in bytes. No op needs any today.
     pub scratch_bytes: u64,
     /// Floating-point operations; a multiply-add counts 2.
     pub flops: f64,

@@ -146,13 +146,22 @@ pub struct advect_attention_args {
     pub q_lengths: *const advect_view,
     /// `[b]`, i32: how many of the keys it has; others are hidden. Or NULL.
     pub k_lengths: *const advect_view,
+    /// `[b + 1]`, i32, not decreasing: where the queries of each sequence start, and where the last ends. `q`, `out` and
+    /// `lse` then have a batch of 1 and the tokens of all sequences; `nq` in other operands is the longest. Or NULL.
+    pub cu_seqlens_q: *const advect_view,
+    /// The same of keys. Or NULL.
+    pub cu_seqlens_k: *const advect_view,
+    /// `[b, pages]`, i32: the keys of a sequence in pages. `k` and `v` are then `[pages of all, h / g, tokens of a page, d]`,
+    /// key `j` of a sequence being token `j % tokens` of page `block_table[b, j / tokens]`. Or NULL.
+    pub block_table: *const advect_view,
     /// `[b, h]`, f32: by how much scores fall with the distance between query and key (ALiBi). Or NULL.
     pub slopes: *const advect_view,
     /// `[h]`, f32: a score of every query's softmax that has no value. Or NULL.
     pub sinks: *const advect_view,
-    /// The result, `[b, h, nq, dv]`.
+    /// The result, `[b, h, nq, dv]`; of several splits `[splits, b, h, nq, dv]`.
     pub out: *const advect_view,
-    /// `[b, h, nq]`, f32: the natural logarithm of the sum of the exponentials. Or NULL.
+    /// `[b, h, nq]`, or `[splits, b, h, nq]`, f32: the natural logarithm of the sum of the exponentials. Or NULL, but for
+    /// splits.
     pub lse: *const advect_view,
     /// What the scores are multiplied with; 0 is `1 / sqrt(d)`. (For the mean of the values pass `FLT_MIN`.)
     pub softmax_scale: f32,
@@ -164,8 +173,12 @@ pub struct advect_attention_args {
     pub window_left: u32,
     /// And how many after it.
     pub window_right: u32,
-    /// 0.
-    pub reserved: u32,
+    /// With `cu_seqlens_q`, the queries of the longest sequence; 0 is all there are.
+    pub max_seqlen_q: u32,
+    /// With `cu_seqlens_k`, its keys.
+    pub max_seqlen_k: u32,
+    /// Parts of the keys, each with results that `advect_merge` merges; 0 and 1 are none.
+    pub splits: u32,
 }
 
 /// Results of `advect_attention` over disjoint sets of keys, merged into that over all of them.
@@ -433,7 +446,6 @@ fn attention(
     a: advect_attention_args,
     mode: Mode,
 ) -> Result<(), Failure> {
-    reserved(c.op(), a.reserved)?;
     let mut o = Operands::new(c);
     let args = AttentionArgs {
         q: o.required("q", a.q)?,
@@ -443,6 +455,9 @@ fn attention(
         mask: o.optional("mask", a.mask)?,
         q_lengths: o.optional("q_lengths", a.q_lengths)?,
         k_lengths: o.optional("k_lengths", a.k_lengths)?,
+        cu_seqlens_q: o.optional("cu_seqlens_q", a.cu_seqlens_q)?,
+        cu_seqlens_k: o.optional("cu_seqlens_k", a.cu_seqlens_k)?,
+        block_table: o.optional("block_table", a.block_table)?,
         slopes: o.optional("slopes", a.slopes)?,
         sinks: o.optional("sinks", a.sinks)?,
         out: o.required("out", a.out)?,
@@ -464,7 +479,10 @@ fn attention(
             return Err(Failure::argument(c.op(), "window", wanted, other));
         }
     };
-    let op = Attention { window, softcap: a.softcap, ..op };
+    let longest = |n: u32| (n != 0).then_some(n);
+    let (max_seqlen_q, max_seqlen_k) = (longest(a.max_seqlen_q), longest(a.max_seqlen_k));
+    let splits = a.splits.max(1);
+    let op = Attention { window, softcap: a.softcap, max_seqlen_q, max_seqlen_k, splits, ..op };
     o.call(device, &op, args, mode)
 }
 

@@ -187,7 +187,7 @@ fn structs_lie_as_c_lays_them() {
         }
         advect_norm_args { struct_size, x, weight, bias, scale, shift, out, kind, groups, eps, activation }
         advect_attention_args {
-            struct_size, q, k, v, bias, mask, q_lengths, k_lengths, slopes, sinks, out, lse, softmax_scale, softcap, window, window_left, window_right, reserved
+            struct_size, q, k, v, bias, mask, q_lengths, k_lengths, cu_seqlens_q, cu_seqlens_k, block_table, slopes, sinks, out, lse, softmax_scale, softcap, window, window_left, window_right, max_seqlen_q, max_seqlen_k, splits
         }
         advect_merge_args { struct_size, parts, lses, out, lse }
         advect_resample_args { struct_size, x, out, mode, reserved }

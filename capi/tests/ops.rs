@@ -303,8 +303,10 @@ fn attention_with_everything() {
             // WebGPU's least is 8 buffers, and these are 11.
             let mut plan: advect_plan = sized();
             // SAFETY: structs say their size, and views are of living tensors.
-            if unsafe { advect_attention_plan(pair.c, &raw const args, &raw mut plan) } != ADVECT_OK {
+            let status = unsafe { advect_attention_plan(pair.c, &raw const args, &raw mut plan) };
+            if status != ADVECT_OK {
                 assert!(!matches!(pair.rust, Device::Cpu(_)));
+                assert_eq!(status, ADVECT_ERROR_LIMIT);
                 continue;
             }
             call!(pair, args, advect_attention, advect_attention_plan, advect_attention_warm);
@@ -323,6 +325,63 @@ fn attention_with_everything() {
             // Four queries are inside the sequence.
             let lse = values(lse.tensor, 10);
             assert!(lse.iter().enumerate().all(|(i, x)| x.is_finite() == (i % 5 < 4)), "{lse:?}");
+        }
+    }
+}
+
+#[test]
+fn attention_of_packed_queries_and_paged_keys_in_parts() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let i32 = (ADVECT_I32, Dtype::I32);
+            // The places are 4 and 5, of which the first is behind the last token: one sequence, of one query. Its pages are
+            // 4, 0 and 1.
+            let operands: [(_, &[u64]); 5] = [
+                (dtype, &[1, 2, 5, 16]),
+                (dtype, &[5, 1, 3, 16]),
+                (dtype, &[5, 1, 3, 16]),
+                (i32, &[2]),
+                (i32, &[1, 3]),
+            ];
+            let o = pair.typed(&operands, dtype, &[2, 1, 2, 5, 16]);
+            let lse = view(tensor(pair.c, ADVECT_F32, &[2, 1, 2, 5]));
+            let args = advect_attention_args {
+                q: &raw const o.c[0],
+                k: &raw const o.c[1],
+                v: &raw const o.c[2],
+                cu_seqlens_q: &raw const o.c[3],
+                block_table: &raw const o.c[4],
+                out: &raw const o.out,
+                lse: &raw const lse,
+                window: ADVECT_WINDOW_CAUSAL,
+                max_seqlen_q: 2,
+                splits: 2,
+                ..sized()
+            };
+            call!(pair, args, advect_attention, advect_attention_plan, advect_attention_warm);
+            let op = Attention { max_seqlen_q: Some(2), ..Attention::new(16).causal().splits(2) };
+            let rust_args = |v: Vec<_>, out| {
+                let [q, k, v, cu_seqlens_q, block_table] = <[_; 5]>::try_from(v).unwrap();
+                let mut args = AttentionArgs::new(q, k, v, out);
+                (args.cu_seqlens_q, args.block_table) = (Some(cu_seqlens_q), Some(block_table));
+                args
+            };
+            let mut of_rust = Tensor::new(&pair.rust, Dtype::F32, &[2, 1, 2, 5]).unwrap();
+            let mut out = Tensor::new(&pair.rust, dtype.1, &[2, 1, 2, 5, 16]).unwrap();
+            let mut args = rust_args(o.rust.iter().map(Tensor::view).collect(), out.view_mut());
+            args.lse = Some(of_rust.view_mut());
+            pair.rust.run(&op, args).unwrap();
+            let got = values(lse.tensor, 20);
+            assert_eq!(got, of_rust.to_f32(&pair.rust).unwrap());
+            assert!(got[4].is_finite() && got[14] == f32::NEG_INFINITY, "{got:?}");
+            let wanted = out.to_f32(&pair.rust).unwrap();
+            assert_eq!(values(o.out.tensor, wanted.len()), wanted);
+            assert!(wanted.iter().any(|x| *x != 0.0));
+            // SAFETY: handles of this test.
+            unsafe {
+                o.c.iter().for_each(|v| ok(advect_tensor_destroy(v.tensor)));
+                ok(advect_tensor_destroy(o.out.tensor));
+            }
         }
     }
 }

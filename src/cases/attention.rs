@@ -2,6 +2,7 @@
 //! projections and of images, scores that overflow a careless softmax.
 
 use crate::dtype::Dtype;
+use crate::ops::attention::Places;
 use crate::ops::{Attention, AttentionArgs};
 use crate::reference::{self, Dense, Expected};
 use crate::verify::{Case, Fill, Layout, Verified, view};
@@ -151,14 +152,24 @@ enum Extra {
     Slopes,
     Sinks(&'static [f32]),
     Lse,
+    /// Queries, or keys, of all sequences in a row: how many each has. Keys with others around them.
+    PackedQueries(&'static [usize]),
+    PackedKeys(&'static [usize]),
+    /// Of packed sequences, how long the longest are, said.
+    MaxSeqlens,
+    /// Keys in pages of so many tokens, in no order, and how many keys each sequence has.
+    Pages(usize, &'static [i32]),
+    /// Parts of the keys, each with a result. To be the last.
+    Splits(u32),
 }
 
 impl Extra {
     /// The case with it.
     fn to(&self, mut case: Case<Attention>, lay: Lay) -> Case<Attention> {
+        let Places { b, nq, nk, .. } = Places::of(&case.op, &case.args).expect("a case that is right so far");
         let args = &mut case.args;
         let dtype = args.q.dtype();
-        let (&[b, h, nq, _], &[_, kv, nk, _]) = (args.q.shape(), args.k.shape()) else {
+        let (&[q_b, h, q_n, d], &[k_b, kv, k_n, _]) = (args.q.shape(), args.k.shape()) else {
             unreachable!("four axes")
         };
         let scores = [b, h, nq, nk];
@@ -168,8 +179,8 @@ impl Extra {
         };
         let name = match self {
             Self::ValueDim(dv) => {
-                args.v = lay.view(2, dtype, [b, kv, nk, *dv], args.v.memory().clone());
-                args.out = lay.view(3, dtype, [b, h, nq, *dv], ());
+                args.v = lay.view(2, dtype, [k_b, kv, k_n, *dv], args.v.memory().clone());
+                args.out = lay.view(3, dtype, [q_b, h, q_n, *dv], ());
                 format!("dv={dv}")
             }
             Self::Bias(single, layout, fill) => {
@@ -194,17 +205,28 @@ impl Extra {
             }
             Self::QueryLengths(list) => {
                 args.q_lengths = lengths(list);
+                // What lies past the end of a sequence may be anything.
+                if args.cu_seqlens_q.is_none() {
+                    let one = |at: usize| {
+                        let (b, i) = (at / d.max(1) / nq.max(1) / h.max(1), at / d.max(1) % nq.max(1));
+                        if (i as i32) < list[b % list.len()] { some(at) } else { f32::NAN }
+                    };
+                    *args.q.memory_mut() = Fill::Values((0..(b * h * nq * d).max(1)).map(one).collect());
+                }
                 format!("q_lengths={list:?}")
             }
             Self::KeyLengths(list) => {
                 args.k_lengths = lengths(list);
+                if args.cu_seqlens_k.is_some() {
+                    case.name += &format!(" k_lengths={list:?}").replace(", ", ",");
+                    return case;
+                }
                 // What lies past the end of a sequence may be anything.
                 for view in [&mut args.k, &mut args.v] {
                     let d = view.shape()[3].max(1);
                     let one = |at: usize| {
                         let (b, j) = (at / d / nk.max(1) / kv.max(1), at / d % nk.max(1));
-                        let some = (at * 7919 % 1999) as f32 / 1000.0 - 1.0;
-                        if (j as i32) < list[b % list.len()] { some } else { f32::NAN }
+                        if (j as i32) < list[b % list.len()] { some(at) } else { f32::NAN }
                     };
                     *view.memory_mut() = Fill::Values((0..(b * kv * nk * d).max(1)).map(one).collect());
                 }
@@ -221,13 +243,100 @@ impl Extra {
                 format!("sinks={list:?}")
             }
             Self::Lse => {
-                args.lse = Some(view(Dtype::F32, &[b, h, nq], &Layout::Gaps(vec![0, 2, 1]), ()));
+                args.lse = Some(view(Dtype::F32, &[q_b, h, q_n], &Layout::Gaps(vec![0, 2, 1]), ()));
                 "lse".into()
+            }
+            Self::PackedQueries(list) => {
+                let (starts, total) = packed(list, 0);
+                args.cu_seqlens_q = Some(starts);
+                args.q = lay.view(0, dtype, [1, h, total, d], args.q.memory().clone());
+                args.out = lay.view(3, dtype, [1, h, total, args.out.shape()[3]], ());
+                format!("packed_q={list:?}")
+            }
+            Self::PackedKeys(list) => {
+                const BEFORE: usize = 3;
+                let (starts, end) = packed(list, BEFORE);
+                args.cu_seqlens_k = Some(starts);
+                for (operand, view) in [(1, &mut args.k), (2, &mut args.v)] {
+                    let d = view.shape()[3];
+                    let one = |at: usize| {
+                        let live = (BEFORE..end).contains(&(at / d.max(1) % (end + 2)));
+                        if live { some(at) } else { f32::NAN }
+                    };
+                    let values = Fill::Values((0..(kv * (end + 2) * d).max(1)).map(one).collect());
+                    *view = lay.view(operand, dtype, [1, kv, end + 2, d], values);
+                }
+                format!("packed_k={list:?}")
+            }
+            Self::MaxSeqlens => {
+                let longest = |starts: &Option<View<Fill>>| {
+                    let Some(Fill::Values(starts)) = starts.as_ref().map(View::memory) else { return None };
+                    starts.windows(2).map(|w| (w[1] - w[0]) as u32).max()
+                };
+                let (q, k) = (longest(&args.cu_seqlens_q), longest(&args.cu_seqlens_k));
+                (case.op.max_seqlen_q, case.op.max_seqlen_k) = (q, k);
+                format!("max={q:?},{k:?}")
+            }
+            Self::Pages(page, list) => {
+                let pages = nk.div_ceil(*page);
+                // A few that belong to nobody; 7 and their number have no divisor in common.
+                let pool = (b * pages + 2..).find(|n| n % 7 != 0).unwrap_or(1);
+                let length = |b: usize| list[b % list.len()].max(0) as usize;
+                let entry = |b: usize, i: usize| (b * pages + i) * 7 % pool;
+                let mut live = vec![0; pool];
+                let mut table = Vec::new();
+                for b in 0..b {
+                    for i in 0..pages {
+                        live[entry(b, i)] = length(b).saturating_sub(i * page).min(*page);
+                        // What is past the end is not read.
+                        table.push(if i * page < length(b) { entry(b, i) as f32 } else { -1e9 });
+                    }
+                }
+                let table = if table.is_empty() { vec![0.0] } else { table };
+                let order = Layout::Order(vec![1, 0]);
+                args.block_table = Some(view(Dtype::I32, &[b, pages], &order, Fill::Values(table)));
+                args.k_lengths = lengths(list);
+                for (operand, view) in [(1, &mut args.k), (2, &mut args.v)] {
+                    let d = view.shape()[3];
+                    let row = d.max(1);
+                    let one = |at: usize| {
+                        let (token, entry) = (at / row % page, at / row / page / kv.max(1));
+                        if live.get(entry).is_some_and(|&live| token < live) { some(at) } else { f32::NAN }
+                    };
+                    let values = Fill::Values((0..(pool * kv * page * row).max(1)).map(one).collect());
+                    *view = lay.view(operand, dtype, [pool, kv, *page, d], values);
+                }
+                format!("page={page} k_lengths={list:?}")
+            }
+            Self::Splits(splits) => {
+                let s = *splits as usize;
+                let (batch, tokens, dv) = (args.out.shape()[0], args.out.shape()[2], args.out.shape()[3]);
+                case.op.splits = *splits;
+                args.out = view(dtype, &[s, batch, h, tokens, dv], &Layout::Gaps(vec![1, 0, 3, 2, 4]), ());
+                args.lse =
+                    Some(view(Dtype::F32, &[s, batch, h, tokens], &Layout::Gaps(vec![2, 0, 1, 3]), ()));
+                format!("splits={splits}")
             }
         };
         case.name = format!("{} {}", case.name, name.replace(' ', ""));
         case
     }
+}
+
+/// Some numbers, by where they are.
+fn some(at: usize) -> f32 {
+    (at * 7919 % 1999) as f32 / 1000.0 - 1.0
+}
+
+/// Where sequences of these lengths start, the first at token `first`, and where the last ends.
+fn packed(lengths: &[usize], first: usize) -> (View<Fill>, usize) {
+    let mut starts = vec![first];
+    for length in lengths {
+        starts.push(starts[starts.len() - 1] + length);
+    }
+    let end = starts[starts.len() - 1];
+    let values = Fill::Values(starts.iter().map(|&n| n as f32).collect());
+    (view(Dtype::I32, &[starts.len()], &Layout::Gaps(vec![0]), values), end)
 }
 
 /// Biases whose values hide some keys: infinite, the least number, and around what hides.
@@ -237,7 +346,10 @@ fn hiding() -> Fill {
 
 /// Extras alone and as models combine them: sizes, heads of K and V, the op, the extras.
 fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
-    use Extra::{Bias, KeyLengths, Lse, Mask, QueryLengths, Sinks, Slopes, ValueDim};
+    use Extra::{
+        Bias, KeyLengths, Lse, Mask, MaxSeqlens, PackedKeys, PackedQueries, Pages, QueryLengths, Sinks,
+        Slopes, Splits, ValueDim,
+    };
     let rows = || Layout::Contiguous;
     let per_head = || Layout::Broadcast(vec![0]);
     let per_key = || Layout::Broadcast(vec![1, 2]);
@@ -302,10 +414,70 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
         ([1, 2, 20, 33, 7], 2, plain, vec![ValueDim(300)]),
         ([1, 2, 20, 33, 8], 2, plain, vec![ValueDim(0), Lse]),
         ([1, 2, 20, 33, 0], 2, plain, vec![ValueDim(8), Bias(true, rows(), soft())]),
+        ([1, 1, 70, 200, 0], 1, plain, vec![ValueDim(40)]),
+        ([1, 2, 3, 200, 0], 2, causal, vec![ValueDim(8), Sinks(&[-2e38, 1.0]), Lse]),
         ([1, 2, 5, 0, 8], 2, plain, vec![Lse, Sinks(&[0.5]), Mask(rows())]),
         // Large heads that have a bias and a mask.
         ([1, 1, 20, 70, 128], 1, causal, vec![Bias(false, rows(), soft()), Mask(rows()), Slopes, Lse]),
         ([1, 1, 20, 70, 256], 1, plain.softcap(9.0), vec![Bias(true, rows(), soft()), Mask(rows()), Slopes]),
+        // Packed sequences: of many lengths, of none, over several tiles of queries; alone, causal, with what is sized for the
+        // longest; queries packed and keys from a cache.
+        ([3, 3, 1, 1, 32], 3, plain, vec![PackedQueries(&[5, 0, 70]), PackedKeys(&[9, 20, 66])]),
+        (
+            [3, 4, 1, 1, 64],
+            2,
+            causal,
+            vec![PackedQueries(&[70, 3, 64]), PackedKeys(&[70, 40, 1]), MaxSeqlens, Lse],
+        ),
+        (
+            [2, 2, 1, 1, 40],
+            1,
+            causal.window(Some(20), Some(0)),
+            vec![
+                PackedQueries(&[33, 12]),
+                PackedKeys(&[50, 12]),
+                MaxSeqlens,
+                QueryLengths(&[30, 99]),
+                KeyLengths(&[45, 7]),
+                Bias(true, per_head(), soft()),
+                Slopes,
+                Sinks(&[1.0, -2.0]),
+            ],
+        ),
+        (
+            [3, 2, 1, 60, 24],
+            2,
+            causal,
+            vec![PackedQueries(&[2, 0, 1]), MaxSeqlens, KeyLengths(&[60, 9, 33]), Lse],
+        ),
+        ([2, 2, 20, 1, 16], 2, plain, vec![PackedKeys(&[0, 40]), Mask(rows()), Lse]),
+        (
+            large,
+            4,
+            causal,
+            vec![PackedQueries(&[66, 1, 50, 66, 40]), PackedKeys(&[70, 64, 0, 66, 65]), MaxSeqlens],
+        ),
+        ([0, 2, 1, 1, 8], 2, plain, vec![PackedQueries(&[]), PackedKeys(&[])]),
+        // Pages: of few tokens and of as many as a tile, decoding and not, whole sequences and none.
+        ([3, 4, 1, 200, 64], 2, causal, vec![Pages(16, &[200, 17, 64]), Lse]),
+        ([2, 2, 3, 70, 40], 1, causal, vec![Pages(5, &[70, 33]), Slopes]),
+        ([3, 2, 37, 130, 32], 2, causal, vec![Pages(64, &[130, 0, 128]), Lse]),
+        ([2, 2, 20, 24, 8], 2, plain, vec![Pages(1, &[24, 24]), Mask(rows())]),
+        (large, 2, causal, vec![Pages(32, &[70, 64, 33, 1, 0])]),
+        ([2, 2, 1, 70, 32], 2, causal, vec![PackedQueries(&[9, 20]), MaxSeqlens, Pages(8, &[70, 20]), Lse]),
+        // Parts of the keys: of whole and ragged tiles, parts that have none; windows that some parts do not reach.
+        ([1, 4, 1, 300, 64], 2, causal, vec![Sinks(&[0.5, -3.0]), Splits(3)]),
+        ([2, 2, 3, 130, 40], 1, causal, vec![KeyLengths(&[130, 20]), Splits(2)]),
+        ([1, 2, 70, 200, 32], 2, causal, vec![Bias(false, rows(), hiding()), Sinks(&[2.0]), Splits(4)]),
+        (large, 2, plain, vec![ValueDim(40), Splits(2)]),
+        ([1, 2, 20, 260, 16], 2, causal.window(Some(70), Some(0)), vec![QueryLengths(&[11]), Splits(5)]),
+        (
+            [2, 2, 1, 150, 24],
+            1,
+            causal,
+            vec![PackedQueries(&[3, 5]), MaxSeqlens, Pages(16, &[150, 70]), Splits(2)],
+        ),
+        ([1, 2, 5, 0, 8], 2, plain, vec![Splits(3)]),
         // All of it.
         (
             [2, 4, 66, 90, 40],
@@ -467,6 +639,39 @@ impl Verified for Attention {
             all.push(case(op, dtype, [1, 2, 33, 70, 32], heads, &name, fills.clone()));
             all.push(case(op.causal(), dtype, [5, 4, 66, 65, 72], heads, &name, fills));
         }
+        // Hidden by more than a score can make up for, and hidden whatever the score is.
+        let huge = Self::scaled(1.0);
+        let fills = |x: f32| [Fill::Constant(x), Fill::Constant(x), Fill::Normal(1.0)];
+        if dtype == Dtype::F32 {
+            for nq in [3, 20] {
+                let high = case(huge, dtype, [1, 2, nq, 70, 1], heads, "1e37", fills(3e18));
+                all.push(Extra::Lse.to(Extra::Mask(Layout::Contiguous).to(high, heads.1), heads.1));
+                let high = case(huge, dtype, [1, 2, nq, 70, 1], heads, "1e37", fills(3e18));
+                all.push(
+                    Extra::Lse.to(Extra::Bias(true, Layout::Contiguous, hiding()).to(high, heads.1), heads.1),
+                );
+                all.push(case(
+                    huge.window(Some(3), Some(0)),
+                    dtype,
+                    [1, 2, nq, 70, 1],
+                    heads,
+                    "1e37",
+                    fills(3e18),
+                ));
+            }
+        }
+        // Of a key that no query sees K may be anything. Not V, which a weight of 0 multiplies.
+        for nq in [2, 20] {
+            let hidden = 65 - nq - 4;
+            let k = |at: usize| if at / 16 % 65 == hidden { f32::NAN } else { some(at) };
+            let bias = (0..65).map(|key| if key == hidden { f32::MIN } else { some(key) }).collect();
+            let fills =
+                [Fill::Normal(1.0), Fill::Values((0..2 * 65 * 16).map(k).collect()), Fill::Normal(1.0)];
+            let nan = |op| case(op, dtype, [1, 2, nq, 65, 16], heads, "nan-hidden", fills.clone());
+            all.push(nan(Self::new(16).window(Some(3), Some(0))));
+            let bias = Extra::Bias(true, Layout::Broadcast(vec![0, 1, 2]), Fill::Values(bias));
+            all.push(bias.to(nan(Self::new(16)), heads.1));
+        }
         all.push(case(Self::scaled(-0.3).softcap(2.0), dtype, [1, 2, 20, 70, 32], heads, "normal", normal()));
         for (name, op, fills) in extremes(dtype, 70, 32) {
             all.push(case(op, dtype, [1, 1, 20, 70, 32], heads, name, fills.clone()));
@@ -474,6 +679,10 @@ impl Verified for Attention {
             all.push(case(window, dtype, [1, 1, 40, 70, 32], heads, name, fills));
         }
         for (i, (sizes, kv, op, extras)) in extras().into_iter().enumerate() {
+            // f16 and bf16 are alike but for their conversions: one has these, the other those.
+            if dtype == [Dtype::F16, Dtype::Bf16][i % 2] {
+                continue;
+            }
             // What is not about layouts goes through some of them in turn.
             let lay = Lay::ALL[[0, 3, 1, 5, 2][i % 5]];
             let case = grouped(op, dtype, sizes, kv, lay, "normal", normal());
@@ -532,10 +741,30 @@ impl Verified for Attention {
             Extra::Sinks(&[0.5, -7.0, 4.0]),
             Extra::Lse,
         ];
-        for extra in all {
-            if rng.random_bool(extras) {
+        // The keys of a third of these lie elsewhere, and a third of them are cut in parts.
+        let lies = [
+            vec![],
+            vec![Extra::Pages([1, 7, 16, 64][rng.random_range(0..4)], &[100, 0, 37])],
+            vec![
+                Extra::PackedQueries(&[50, 3, 70][..sizes[0]]),
+                Extra::PackedKeys(&[90, 20, 37][..sizes[0]]),
+            ],
+        ];
+        if extras > 0.0 {
+            for extra in &lies[rng.random_range(0..3)] {
                 case = extra.to(case, lay.1);
             }
+        }
+        let laid = case.args.block_table.is_some() || case.args.cu_seqlens_k.is_some();
+        for extra in all {
+            // What lies around the keys was filled for these.
+            let twice = laid && matches!(extra, Extra::KeyLengths(_) | Extra::ValueDim(_));
+            if rng.random_bool(extras) && !twice {
+                case = extra.to(case, lay.1);
+            }
+        }
+        if extras > 0.0 && rng.random_range(0..3) == 0 {
+            case = Extra::Splits(rng.random_range(2..5)).to(case, lay.1);
         }
         case
     }

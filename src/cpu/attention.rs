@@ -18,6 +18,8 @@
 //! under a softcap, a bias, a mask or slopes, have their scores changed in a pass of their own; what bias, mask and slopes
 //! add is laid out like the scores first. A hidden key has the score [`HIDDEN`], and the exponential 0.
 //!
+//! Keys in pages are copied a page at a time, and splits of the keys computed one after the other.
+//!
 //! Queries too few for the lanes go another way: [`few`].
 
 mod few;
@@ -25,8 +27,9 @@ mod few;
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
 use crate::dtype::{Dtype, Float};
-use crate::ops::attention::{Attention, AttentionArgs, AttentionParams};
+use crate::ops::attention::{Attention, AttentionArgs, AttentionParams, SPLIT_KEYS};
 use crate::target::cpu::Cpu;
+use crate::view::View;
 use std::f32::consts::{LN_2, LOG2_E};
 use std::ops::Range;
 
@@ -43,7 +46,16 @@ pub(crate) fn run(op: Attention, p: &AttentionParams, args: AttentionArgs<&[u8],
 }
 
 fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-    let AttentionArgs { q, k, v, bias, mask, q_lengths, k_lengths, slopes, sinks, mut out, mut lse } = args;
+    let sequences = Sequence::all(banded, p, &args);
+    // Of tokens without elements none has a place.
+    let mut p = *p;
+    if p.d == 0 {
+        [p.q_b, p.q_h, p.q_n, p.k_b, p.k_h, p.k_n] = [0; 6];
+    }
+    if p.dv == 0 {
+        [p.v_b, p.v_h, p.v_n, p.out_b, p.out_h, p.out_n, p.out_s] = [0; 7];
+    }
+    let AttentionArgs { q, k, v, bias, mask, block_table, slopes, sinks, mut out, mut lse, .. } = args;
     let (pairs, nq) = (p.pairs as usize, p.nq as usize);
     if pairs * nq == 0 || p.dv == 0 && lse.is_none() {
         return;
@@ -53,32 +65,47 @@ fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8],
         Dtype::F32 => Bias::F32(In::new(&bias)),
         _ => Bias::Same(In::new(&bias)),
     });
-    let call = Call {
+    let (packed_q, packed_k) = (args.cu_seqlens_q.is_some(), args.cu_seqlens_k.is_some());
+    let mut call = Call {
         q: In::<T>::new(&q),
         k: In::<T>::new(&k),
         v: In::<T>::new(&v),
         bias,
         mask: mask.as_ref().map(In::new),
-        q_lengths: q_lengths.as_ref().map(In::new),
-        k_lengths: k_lengths.as_ref().map(In::new),
+        table: block_table.as_ref().map(In::new),
         slopes: slopes.as_ref().map(In::new),
         sinks: sinks.as_ref().map(In::new),
         lse: lse.as_mut().map(Out::new),
         out: Out::<T>::new(&mut out),
-        p: *p,
+        p,
         // A multiple of every vector's length.
         part: nq.div_ceil(parts).next_multiple_of(16),
-        banded,
+        sequences,
+        packed_q,
+        packed_k,
+        split: 0,
     };
-    if few::serves(&call) {
-        return few::run(&call, cpu);
+    let (out, lse) = (call.out, call.lse);
+    for split in 0..p.splits as usize {
+        call.split = split;
+        call.out = out.after(split * p.out_s as usize);
+        call.lse = lse.map(|lse| lse.after(split * p.lse_s as usize));
+        if few::serves(&call) {
+            few::run(&call, cpu);
+        } else {
+            many(&call, cpu);
+        }
     }
-    let tasks = pairs * nq.div_ceil(call.part);
+}
+
+/// Queries enough to fill the lanes.
+fn many<T: Float>(call: &Call<T>, cpu: &Cpu) {
+    let tasks = call.p.pairs as usize * (call.p.nq as usize).div_ceil(call.part);
     // Several tasks a share where there are many, so that they use one scratch.
     let shares = tasks.min(8 * cpu.threads());
     cpu.each(shares, |s| {
         let tasks = s * tasks / shares..(s + 1) * tasks / shares;
-        cpu.isa().run(Share { call: &call, tasks });
+        cpu.isa().run(Share { call, tasks });
     });
 }
 
@@ -89,8 +116,7 @@ struct Call<'a, T> {
     v: In<'a, T>,
     bias: Option<Bias<'a, T>>,
     mask: Option<In<'a, u8>>,
-    q_lengths: Option<In<'a, i32>>,
-    k_lengths: Option<In<'a, i32>>,
+    table: Option<In<'a, i32>>,
     slopes: Option<In<'a, f32>>,
     sinks: Option<In<'a, f32>>,
     out: Out<'a, T>,
@@ -98,8 +124,13 @@ struct Call<'a, T> {
     p: AttentionParams,
     /// Queries of a task.
     part: usize,
-    /// Whether queries see but a window of the keys.
-    banded: bool,
+    /// Of each batch entry.
+    sequences: Vec<Sequence>,
+    /// Whether Q and the result, and K and V, have the tokens of all sequences in a row.
+    packed_q: bool,
+    packed_k: bool,
+    /// Which part of the keys is computed.
+    split: usize,
 }
 
 /// What a batch entry has of queries and keys, and which of them see which.
@@ -108,9 +139,65 @@ struct Sequence {
     queries: usize,
     keys: usize,
     band: Option<Band>,
+    /// Where its tokens start, if packed, and the queries that lie there: those past the end of the sequence too.
+    q_start: usize,
+    k_start: usize,
+    rows: usize,
+}
+
+/// Where a key lies: its batch entry or page, its token there; and how many keys from it on lie in a row.
+struct Place {
+    entry: usize,
+    token: usize,
+    run: usize,
 }
 
 impl Sequence {
+    /// That of each batch entry.
+    fn all(banded: bool, p: &AttentionParams, args: &AttentionArgs<&[u8], &mut [u8]>) -> Vec<Self> {
+        fn numbers<'a>(
+            of: &Option<View<&'a [u8]>>,
+            stride: u32,
+        ) -> impl Fn(usize) -> Option<usize> + use<'a> {
+            let of = of.as_ref().map(In::<i32>::new);
+            // SAFETY: the op has checked the shapes, and callers stay inside them.
+            move |i| of.map(|of| unsafe { *of.at(i * stride as usize) }.max(0) as usize)
+        }
+        let starts_q = numbers(&args.cu_seqlens_q, p.cu_seqlens_q_b);
+        let starts_k = numbers(&args.cu_seqlens_k, p.cu_seqlens_k_b);
+        let lengths_q = numbers(&args.q_lengths, p.q_lengths_b);
+        let lengths_k = numbers(&args.k_lengths, p.k_lengths_b);
+        // Starts that decrease count as the largest so far: no two sequences share a query that they would both write.
+        let (mut q_start, mut k_start) = (0, 0);
+        let tokens =
+            |b: usize, starts: &dyn Fn(usize) -> Option<usize>, before: usize, total: u32, most: u32| {
+                let (total, most) = (total as usize, most as usize);
+                match (starts(b), starts(b + 1)) {
+                    (Some(start), Some(end)) => {
+                        let start = start.max(before).min(total);
+                        (start, (end.clamp(start, total) - start).min(most))
+                    }
+                    _ => (0, most),
+                }
+            };
+        (0..p.pairs as usize / p.heads.max(1) as usize)
+            .map(|b| {
+                let (q_first, rows) = tokens(b, &starts_q, q_start, p.q_total, p.nq);
+                let (k_first, keys) = tokens(b, &starts_k, k_start, p.k_total, p.nk);
+                (q_start, k_start) = (q_first, k_first);
+                let queries = lengths_q(b).unwrap_or(rows).min(rows);
+                let keys = lengths_k(b).unwrap_or(keys).min(keys);
+                // The band is that of all queries and keys.
+                let moved = keys as i64 - queries as i64 - (i64::from(p.nk) - i64::from(p.nq));
+                let band = banded.then_some(Band {
+                    from: i64::from(p.band_from as i32) + moved,
+                    until: i64::from(p.band_until as i32) + moved,
+                });
+                Self { queries, keys, band, q_start, k_start, rows }
+            })
+            .collect()
+    }
+
     /// That of query 0 among the keys.
     fn place(&self) -> i64 {
         self.keys as i64 - self.queries as i64
@@ -118,34 +205,54 @@ impl Sequence {
 }
 
 impl<'a, T: Float> Call<'a, T> {
-    /// # Safety
-    /// There is a batch entry `b`.
-    unsafe fn sequence(&self, b: usize) -> Sequence {
-        let p = &self.p;
-        let length = |lengths: Option<In<i32>>, stride: u32, all: u32| match lengths {
-            // SAFETY: by the contract; the op has checked the shape.
-            Some(lengths) => unsafe { *lengths.at(b * stride as usize) }.clamp(0, all as i32) as usize,
-            None => all as usize,
-        };
-        let queries = length(self.q_lengths, p.q_lengths_b, p.nq);
-        let keys = length(self.k_lengths, p.k_lengths_b, p.nk);
-        // The band is that of all queries and keys.
-        let moved = keys as i64 - queries as i64 - (i64::from(p.nk) - i64::from(p.nq));
-        let band = self.banded.then_some(Band {
-            from: i64::from(p.band_from as i32) + moved,
-            until: i64::from(p.band_until as i32) + moved,
-        });
-        Sequence { queries, keys, band }
+    /// How many of a sequence's keys the first part has; no other has more.
+    fn split_keys(&self, keys: usize) -> usize {
+        match self.p.splits as usize {
+            1 => keys,
+            splits => keys.div_ceil(splits).next_multiple_of(SPLIT_KEYS),
+        }
     }
 
-    /// The score of the head's sink, if it has one, in units of log2(e).
+    /// The keys of the part that is computed.
+    fn of_split(&self, keys: usize) -> Range<usize> {
+        let count = self.split_keys(keys);
+        let from = (self.split * count).min(keys);
+        from..(from + count).min(keys)
+    }
+
+    /// Where query `i` of a sequence is in an operand with these strides.
+    fn query(&self, b: usize, h: usize, i: usize, [s_b, s_h, s_n]: [u32; 3]) -> usize {
+        let (entry, token) = if self.packed_q { (0, self.sequences[b].q_start + i) } else { (b, i) };
+        entry * s_b as usize + h * s_h as usize + token * s_n as usize
+    }
+
+    /// Where a key is, and how many of those before `end` follow it.
+    ///
+    /// # Safety
+    /// Batch entry `b` has that key.
+    unsafe fn place(&self, b: usize, key: usize, end: usize) -> Place {
+        let p = &self.p;
+        let Some(table) = self.table else {
+            let (entry, token) = if self.packed_k { (0, self.sequences[b].k_start + key) } else { (b, key) };
+            return Place { entry, token, run: end - key };
+        };
+        let page = p.page as usize;
+        let at = b * p.block_table_b as usize + key / page * p.block_table_p as usize;
+        // SAFETY: by the contract; the op has checked the shape.
+        let entry = unsafe { *table.at(at) }.clamp(0, p.k_total as i32 - 1) as usize;
+        Place { entry, token: key % page, run: (page - key % page).min(end - key) }
+    }
+
+    /// The score of the head's sink, if it has one that counts here, in units of log2(e).
     ///
     /// # Safety
     /// There is a head `h`.
     unsafe fn sink(&self, h: usize) -> Option<f32> {
+        let sinks = self.sinks.filter(|_| self.split == 0)?;
         // SAFETY: by the contract.
-        let sink = unsafe { *self.sinks?.at(h * self.p.sinks_h as usize) } * LOG2_E;
-        (sink > HIDDEN_FROM).then_some(sink)
+        let sink = unsafe { *sinks.at(h * self.p.sinks_h as usize) } * LOG2_E;
+        // NaN is one.
+        (sink > HIDDEN_FROM || sink.is_nan()).then_some(sink)
     }
 
     /// What is added to the scores of a head.
@@ -265,23 +372,21 @@ unsafe fn head<S: Simd, T: Float>(
 ) {
     let p = &call.p;
     let (d, dv) = (p.d as usize, p.dv as usize);
+    let sequence = call.sequences[b];
     // SAFETY: batch entry and head are inside the views.
-    let (sequence, adding, sink) = unsafe {
-        let sequence = call.sequence(b);
-        (sequence, call.adding(b, h, sequence.place()), call.sink(h))
-    };
+    let (adding, sink) = unsafe { (call.adding(b, h, sequence.place()), call.sink(h)) };
     let Sequence { keys, band, .. } = sequence;
-    let past = queries.start.max(sequence.queries)..queries.end;
+    let past = queries.start.max(sequence.queries)..queries.end.min(sequence.rows);
     let queries = queries.start..queries.end.min(sequence.queries).max(queries.start);
     // SAFETY: the queries past the end of the sequence are this task's too.
     unsafe { nothing(call, b, h, past) };
     if queries.is_empty() {
         return;
     }
+    let part = call.of_split(keys);
     let seen = band.as_ref().map_or(0..keys, |band| band.of(&queries, keys));
-    let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
-    let kv_start =
-        |b_stride: u32, h_stride: u32| b * b_stride as usize + h / p.group as usize * h_stride as usize;
+    let seen = seen.start.clamp(part.start, part.end)..seen.end.clamp(part.start, part.end);
+    let kv = h / p.group as usize;
     // The queries as vectors, cut into blocks of nearly equal width.
     let vectors = queries.len().div_ceil(S::LANES);
     let blocks = vectors.div_ceil(WIDTH);
@@ -292,17 +397,28 @@ unsafe fn head<S: Simd, T: Float>(
     unsafe {
         for i in 0..blocks {
             let v = block(i);
-            let from = call.q.at(start(p.q_b, p.q_h) + (queries.start + v.start * S::LANES) * p.q_n as usize);
+            let first = queries.start + v.start * S::LANES;
+            let from = call.q.at(call.query(b, h, first, [p.q_b, p.q_h, p.q_n]));
             let to = s.q.as_mut_ptr().add(v.start * S::LANES * d);
             let lay = Lay { n: p.q_n as usize, e: p.q_d as usize, d };
             gather::<S, T>(from, lay, live(&v), to, v.len() * S::LANES, p.scale_log2e, &mut s.rows);
         }
         for first in seen.clone().step_by(KEYS) {
             let count = KEYS.min(seen.end - first);
-            let k = call.k.at(kv_start(p.k_b, p.k_h) + first * p.k_n as usize);
-            let k = copy::<S, T>(k, Lay { n: p.k_n as usize, e: p.k_d as usize, d }, count, &mut s.k);
-            let v = call.v.at(kv_start(p.v_b, p.v_h) + first * p.v_n as usize);
-            let v = copy::<S, T>(v, Lay { n: p.v_n as usize, e: p.v_d as usize, d: dv }, count, &mut s.v);
+            let k_lay = Lay { n: p.k_n as usize, e: p.k_d as usize, d };
+            let v_lay = Lay { n: p.v_n as usize, e: p.v_d as usize, d: dv };
+            let mut done = 0;
+            while done < count {
+                let Place { entry, token, run } = call.place(b, first + done, first + count);
+                let at = |b_stride: u32, h_stride: u32, stride: u32| {
+                    entry * b_stride as usize + kv * h_stride as usize + token * stride as usize
+                };
+                let tokens = done..done + run;
+                copy::<S, T>(call.k.at(at(p.k_b, p.k_h, p.k_n)), k_lay, tokens.clone(), count, &mut s.k);
+                copy::<S, T>(call.v.at(at(p.v_b, p.v_h, p.v_n)), v_lay, tokens, count, &mut s.v);
+                done += run;
+            }
+            let (k, v) = (Tile::new(k_lay, count, &s.k), Tile::new(v_lay, count, &s.v));
             for i in 0..blocks {
                 let range = block(i);
                 let at = range.start * S::LANES;
@@ -335,7 +451,7 @@ unsafe fn head<S: Simd, T: Float>(
         for i in 0..blocks {
             let v = block(i);
             let at = v.start * S::LANES;
-            let to = call.out.at(start(p.out_b, p.out_h) + (queries.start + at) * p.out_n as usize);
+            let to = call.out.at(call.query(b, h, queries.start + at, [p.out_b, p.out_h, p.out_n]));
             let lay = Lay { n: p.out_n as usize, e: p.out_d as usize, d: dv };
             // Without keys nothing was ever added.
             let sum = if seen.is_empty() { None } else { Some(s.sum.as_ptr().add(at)) };
@@ -345,7 +461,7 @@ unsafe fn head<S: Simd, T: Float>(
                         Some(sum) => (s.max[at + query], *sum.add(query)),
                         None => sink.map_or((0.0, 0.0), |sink| (sink, 1.0)),
                     };
-                    let i = start(p.lse_b, p.lse_h) + (queries.start + at + query) * p.lse_n as usize;
+                    let i = call.query(b, h, queries.start + at + query, [p.lse_b, p.lse_h, p.lse_n]);
                     // The logarithm of 0 is -infinity.
                     *lse.at(i) = (max + sum.log2()) * LN_2;
                 }
@@ -369,17 +485,15 @@ unsafe fn head<S: Simd, T: Float>(
 /// Batch entry, head and queries are inside the views, and no other thread has these queries.
 unsafe fn nothing<T: Float>(call: &Call<T>, b: usize, h: usize, queries: Range<usize>) {
     let p = &call.p;
-    let at = |b_stride: u32, h_stride: u32, n_stride: u32, i: usize| {
-        b * b_stride as usize + h * h_stride as usize + i * n_stride as usize
-    };
     for i in queries {
         // SAFETY: by the contract.
         unsafe {
+            let to = call.query(b, h, i, [p.out_b, p.out_h, p.out_n]);
             for e in 0..p.dv as usize {
-                *call.out.at(at(p.out_b, p.out_h, p.out_n, i) + e * p.out_d as usize) = T::from_f32(0.0);
+                *call.out.at(to + e * p.out_d as usize) = T::from_f32(0.0);
             }
             if let Some(lse) = call.lse {
-                *lse.at(at(p.lse_b, p.lse_h, p.lse_n, i)) = f32::NEG_INFINITY;
+                *lse.at(call.query(b, h, i, [p.lse_b, p.lse_h, p.lse_n])) = f32::NEG_INFINITY;
             }
         }
     }
@@ -542,22 +656,51 @@ struct Tile {
     e: usize,
 }
 
-/// Copies `count` tokens, in rows along the axis that is dense in memory.
+impl Tile {
+    /// Of `count` tokens, which were copied there.
+    fn new(lay: Lay, count: usize, memory: &[f32]) -> Self {
+        let [n, e] = lay.of_tile(count);
+        Self { from: memory.as_ptr(), n, e }
+    }
+}
+
+impl Lay {
+    /// Whether tokens are neighbours in memory, and the elements of one are not.
+    fn across(self) -> bool {
+        self.n == 1 && self.e != 1
+    }
+
+    /// The strides of a tile of `count` tokens, along tokens and elements: it has rows along the axis that is dense in
+    /// memory.
+    fn of_tile(self, count: usize) -> [usize; 2] {
+        if self.across() { [1, pitch(count)] } else { [pitch(self.d), 1] }
+    }
+}
+
+/// Copies the first tokens of a tile of `count`, or more of them.
 ///
 /// # Safety
-/// The tokens are inside the view, and `to` holds `pitch(d) * count` and `pitch(count) * d` floats.
+/// The tokens are inside the view, and `to` holds the tile.
 #[inline(always)]
-unsafe fn copy<S: Simd, T: Float>(from: *const T, lay: Lay, count: usize, to: &mut [f32]) -> Tile {
+unsafe fn copy<S: Simd, T: Float>(
+    from: *const T,
+    lay: Lay,
+    tokens: Range<usize>,
+    count: usize,
+    to: &mut [f32],
+) {
+    let [n_tile, e_tile] = lay.of_tile(count);
     let Lay { n, e, d } = lay;
+    let (rows, columns, row, column, pitch) =
+        if lay.across() { (d, tokens.len(), e, n, e_tile) } else { (tokens.len(), d, n, e, n_tile) };
     let to = to.as_mut_ptr();
-    let across = n == 1 && e != 1;
-    let (rows, columns, row, column) = if across { (d, count, e, n) } else { (count, d, n, e) };
-    let pitch = pitch(columns);
     for r in 0..rows {
         // SAFETY: row r of `columns` elements is inside the view and inside `to`, by the contract.
-        unsafe { line::<S, T>(from.add(r * row), column, columns, 1.0, to.add(r * pitch)) }
+        unsafe {
+            let to = to.add(tokens.start * n_tile + r * pitch);
+            line::<S, T>(from.add(r * row), column, columns, 1.0, to);
+        }
     }
-    if across { Tile { from: to, n: 1, e: pitch } } else { Tile { from: to, n: pitch, e: 1 } }
 }
 
 /// Converts `count` elements `stride` apart to neighbouring floats, times `scale`.
@@ -799,23 +942,19 @@ impl Block {
     unsafe fn change<S: Simd, const W: usize>(&self, count: usize, mut max: [S::V; W]) -> [S::V; W] {
         // SAFETY: by the contract of `tile`.
         unsafe {
-            let ([cap, rate], one) = (self.cap, S::splat(1.0));
+            let [cap, rate] = self.cap;
             for key in 0..count {
                 for w in 0..W {
                     let at = self.scores.add((key * W + w) * S::LANES);
                     let mut x = S::load(at);
                     if cap > 0.0 {
-                        let e = exp2::<S>(S::mul(S::abs(x), S::splat(-rate)));
-                        let tanh = S::div(S::sub(one, e), S::add(one, e));
-                        x = S::copysign(S::mul(S::splat(cap), tanh), x);
+                        x = capped::<S>(x, cap, rate);
                     }
                     if let Some(added) = self.added {
-                        // Beside what a hidden key adds, scores are nothing.
-                        x = S::max(S::splat(HIDDEN), S::add(x, S::load(added.add((key * W + w) * S::LANES))));
+                        x = plus::<S>(x, S::load(added.add((key * W + w) * S::LANES)));
                     }
                     if let Some(band) = self.band {
-                        let visible = visible::<S>(band, key, w);
-                        x = S::fma(x, visible, S::mul(S::sub(one, visible), S::splat(HIDDEN)));
+                        x = S::choose(visible::<S>(band, key, w), S::splat(0.5), S::splat(HIDDEN), x);
                     }
                     max[w] = S::max(max[w], x);
                     S::store(at, x);
@@ -901,6 +1040,40 @@ unsafe fn visible<S: Simd>([from, until]: [f32; 2], key: usize, w: usize) -> S::
         let ahead = S::sub(i, S::splat(until + key as f32));
         S::max(zero, S::min(one, S::min(started, ahead)))
     }
+}
+
+/// `cap * tanh(x / cap)`, with `e = 2^(-rate |x|)`: `(1 - e) / (1 + e)`, and near 0, where that difference would cost
+/// digits, the series of tanh.
+///
+/// # Safety
+/// The caller has the instructions of `S`.
+#[inline(always)]
+unsafe fn capped<S: Simd>(x: S::V, cap: f32, rate: f32) -> S::V {
+    // SAFETY: by the contract.
+    unsafe {
+        let one = S::splat(1.0);
+        let magnitude = S::abs(x);
+        let e = exp2::<S>(S::mul(magnitude, S::splat(-rate)));
+        let far = S::div(S::sub(one, e), S::add(one, e));
+        let t = S::mul(magnitude, S::splat(rate * (0.5 * LN_2)));
+        let square = S::mul(t, t);
+        let mut series = S::splat(62.0 / 2835.0);
+        for c in [-17.0 / 315.0, 2.0 / 15.0, -1.0 / 3.0, 1.0] {
+            series = S::fma(series, square, S::splat(c));
+        }
+        let tanh = S::choose(t, S::splat(0.25), S::mul(t, series), far);
+        S::copysign(S::mul(S::splat(cap), tanh), x)
+    }
+}
+
+/// A score and what is added to it; [`HIDDEN`] where that hides the key, whatever its score is.
+///
+/// # Safety
+/// The caller has the instructions of `S`.
+#[inline(always)]
+unsafe fn plus<S: Simd>(x: S::V, added: S::V) -> S::V {
+    // SAFETY: by the contract.
+    unsafe { S::choose(added, S::splat(LEAST), S::splat(HIDDEN), S::add(x, added)) }
 }
 
 /// How many of the `left` rows to take at a time: as many as the registers hold sums for.

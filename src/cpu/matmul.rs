@@ -132,7 +132,7 @@ struct Matrix<'a, T> {
 
 impl<T: Float> Matrix<'_, T> {
     /// # Safety
-    /// Float (i, j) is inside the view.
+    /// Element (i, j) is inside the view.
     #[inline(always)]
     unsafe fn at(&self, i: usize, j: usize) -> *const T {
         // SAFETY: this function's contract.

@@ -159,6 +159,8 @@ pub(crate) trait Simd: Copy + 'static {
     /// The smaller; a NaN in `b` is kept, one in `a` gives `b`.
     unsafe fn min(a: Self::V, b: Self::V) -> Self::V;
     unsafe fn abs(a: Self::V) -> Self::V;
+    /// `a` where `x <= limit`, elsewhere `b`; what is not chosen does not matter, be it NaN.
+    unsafe fn choose(x: Self::V, limit: Self::V, a: Self::V, b: Self::V) -> Self::V;
     /// The magnitude of `a` with the sign of `b`.
     unsafe fn copysign(a: Self::V, b: Self::V) -> Self::V;
     /// To the nearest integer, ties to even.
@@ -348,6 +350,10 @@ impl Simd for Plain {
         Self::zip(a, b, |a, b| if a < b { a } else { b })
     }
     #[inline(always)]
+    unsafe fn choose(x: [f32; 8], limit: [f32; 8], a: [f32; 8], b: [f32; 8]) -> [f32; 8] {
+        std::array::from_fn(|i| if x[i] <= limit[i] { a[i] } else { b[i] })
+    }
+    #[inline(always)]
     unsafe fn abs(a: [f32; 8]) -> [f32; 8] {
         a.map(f32::abs)
     }
@@ -467,6 +473,10 @@ mod x86 {
         #[inline(always)]
         unsafe fn min(a: __m512, b: __m512) -> __m512 {
             unsafe { _mm512_min_ps(a, b) }
+        }
+        #[inline(always)]
+        unsafe fn choose(x: __m512, limit: __m512, a: __m512, b: __m512) -> __m512 {
+            unsafe { _mm512_mask_blend_ps(_mm512_cmp_ps_mask::<_CMP_LE_OQ>(x, limit), b, a) }
         }
         #[inline(always)]
         unsafe fn abs(a: __m512) -> __m512 {
@@ -628,6 +638,10 @@ mod x86 {
             unsafe { _mm256_min_ps(a, b) }
         }
         #[inline(always)]
+        unsafe fn choose(x: __m256, limit: __m256, a: __m256, b: __m256) -> __m256 {
+            unsafe { _mm256_blendv_ps(b, a, _mm256_cmp_ps::<_CMP_LE_OQ>(x, limit)) }
+        }
+        #[inline(always)]
         unsafe fn abs(a: __m256) -> __m256 {
             unsafe { _mm256_andnot_ps(_mm256_set1_ps(-0.0), a) }
         }
@@ -780,6 +794,10 @@ mod arm {
             unsafe { vbslq_f32(vcltq_f32(a, b), a, b) }
         }
         #[inline(always)]
+        unsafe fn choose(x: float32x4_t, limit: float32x4_t, a: float32x4_t, b: float32x4_t) -> float32x4_t {
+            unsafe { vbslq_f32(vcleq_f32(x, limit), a, b) }
+        }
+        #[inline(always)]
         unsafe fn abs(a: float32x4_t) -> float32x4_t {
             unsafe { vabsq_f32(a) }
         }
@@ -835,6 +853,50 @@ mod tests {
             let mut edge = [0.0; 4];
             isa.run(Exp(&[f32::NAN, f32::NEG_INFINITY, -1e30, 100.0], &mut edge));
             assert!(edge[0].is_nan() && edge[1] < 2e-38 && edge[2] < 2e-38 && edge[3] > 1e38, "{edge:?}");
+        }
+    }
+
+    struct Choose<'a>(&'a [f32; 16], &'a mut [f32; 16]);
+    impl Kernel for Choose<'_> {
+        type Output = ();
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) {
+            for i in (0..16).step_by(S::LANES) {
+                // SAFETY: both sides hold 16 floats, a multiple of the lanes.
+                unsafe {
+                    let x = S::load(self.0.as_ptr().add(i));
+                    let y = S::choose(x, S::splat(1.0), S::splat(-7.0), S::mul(x, S::splat(2.0)));
+                    S::store(self.1.as_mut_ptr().add(i), y);
+                }
+            }
+        }
+    }
+
+    #[test]
+    fn choosing_keeps_nothing_of_what_is_not_chosen() {
+        let x = [
+            1.0,
+            1.0000001,
+            f32::NEG_INFINITY,
+            f32::NAN,
+            3.0,
+            -0.0,
+            f32::INFINITY,
+            0.5,
+            1.0,
+            2.0,
+            0.0,
+            9.0,
+            -1.0,
+            5.0,
+            1.5,
+            f32::NAN,
+        ];
+        let want = x.map(|x| if x <= 1.0 { -7.0 } else { 2.0 * x });
+        for isa in Isa::available() {
+            let mut y = [0.0; 16];
+            isa.run(Choose(&x, &mut y));
+            assert_eq!(y.map(f32::to_bits), want.map(f32::to_bits), "{}", isa.name());
         }
     }
 

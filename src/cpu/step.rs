@@ -118,7 +118,7 @@ impl<T: Float> Call<'_, T> {
         }
     }
 
-    /// Float by element, along runs of the last axis.
+    /// Element by element, along runs of the last axis.
     fn scattered(
         &self,
         terms: &[Term<T>],

@@ -18,12 +18,18 @@ use crate::view::View;
 /// - **What else goes into the sum below the fraction line**: `sinks`.
 /// - `lse` is the logarithm of that sum, from which partial results are merged and gradients computed.
 ///
+/// - **Where sequences lie.** One a batch entry; or one behind the other along the tokens, without padding, with the places
+///   where they start (`cu_seqlens_q`, `cu_seqlens_k`); or keys in pages of a common pool (`block_table`).
+/// - **Few queries, many keys.** [`Attention::splits()`] gives each part of the keys blocks of its own, whose results
+///   [`Merge`](super::Merge) makes whole.
+///
 /// All of them go together. Joint attention of two streams (MM-DiT) needs no operand of its own: their projections
 /// write into slices of one buffer along the tokens, as every operand of [`Matmul`](super::Matmul) may be strided.
 ///
 /// Computed with the online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): scores exist one
-/// tile at a time, never as an `nq` by `nk` matrix. Scores of any finite size are safe: each is compared
-/// with the largest before it is exponentiated. Tiles of keys that no query of a block sees are skipped.
+/// tile at a time, never as an `nq` by `nk` matrix. Scores up to 1e38 either way are safe: each is compared
+/// with the largest before it is exponentiated. Tiles of keys that no query of a block sees are skipped. Of a hidden key `k`
+/// may hold anything, `v` any number but NaN and infinity; past the lengths of sequences both may hold anything.
 ///
 /// Kernels for GPUs take heads of at most 512 elements; the CPU takes any.
 ///
@@ -58,6 +64,12 @@ pub struct Attention {
     /// Scores become `softcap * tanh(score / softcap)`, after the scale and before the window (Gemma 2, arXiv:2408.00118):
     /// a number from 1e-30 to 1e30, or 0, which leaves them as they are.
     pub softcap: f32,
+    /// With `cu_seqlens_q`, the queries of the longest sequence; `None` is all there are.
+    pub max_seqlen_q: Option<u32>,
+    /// With `cu_seqlens_k`, its keys.
+    pub max_seqlen_k: Option<u32>,
+    /// Parts of the keys that have results of their own; 1 is the whole.
+    pub splits: u32,
 }
 
 /// Which keys a query sees. The last query and the last key are at the same place: query `i` of `nq` is at
@@ -96,7 +108,8 @@ impl Attention {
 
     /// With this scale.
     pub fn scaled(softmax_scale: f32) -> Self {
-        Self { softmax_scale, window: Window::default(), softcap: 0.0 }
+        let (window, softcap, max_seqlen_q, max_seqlen_k) = (Window::default(), 0.0, None, None);
+        Self { softmax_scale, window, softcap, max_seqlen_q, max_seqlen_k, splits: 1 }
     }
 
     /// A query sees no key after its place: the last query sees all, the one before it all but one.
@@ -117,6 +130,22 @@ impl Attention {
     #[must_use]
     pub fn softcap(self, softcap: f32) -> Self {
         Self { softcap, ..self }
+    }
+
+    /// Of packed sequences, how many queries and keys the longest has: what a launch, a bias and a mask are sized for.
+    /// Tokens of a longer sequence beyond that are not computed.
+    #[must_use]
+    pub fn max_seqlens(self, q: u32, k: u32) -> Self {
+        Self { max_seqlen_q: Some(q), max_seqlen_k: Some(k), ..self }
+    }
+
+    /// Cuts the keys of a sequence into parts, each with results of its own, as [`Merge`](super::Merge) takes them:
+    /// split-KV decoding (Flash-Decoding, Dao et al. 2023). Part `s` has the keys from `s * c` on and before `(s + 1) * c`,
+    /// with `c` the keys of the sequence over `splits`, rounded up to a multiple of 64; the last parts may have none.
+    /// `lse` is then necessary, and a sink counts in part 0.
+    #[must_use]
+    pub fn splits(self, splits: u32) -> Self {
+        Self { splits, ..self }
     }
 }
 
@@ -141,16 +170,26 @@ crate::operands! {
         q_lengths: optional,
         /// `[b]`, i32: how many of the `nk` keys it has. The others are hidden.
         k_lengths: optional,
+        /// `[b + 1]`, i32, not decreasing: where the queries of each sequence start, and where the last ends. `q`, `out` and
+        /// `lse` then have a batch of 1 and the tokens of all sequences, `nq` in other operands is the longest. What belongs
+        /// to no sequence is not written.
+        cu_seqlens_q: optional,
+        /// The same of keys.
+        cu_seqlens_k: optional,
+        /// `[b, pages]`, i32: the keys of a sequence in pages (PagedAttention, Kwon et al. 2023, arXiv:2309.06180). `k` and
+        /// `v` are then `[pages of all, h / g, tokens of a page, d]`, key `j` of a sequence being token `j % tokens` of page
+        /// `block_table[b, j / tokens]`. Entries past the length of a sequence are not read.
+        block_table: optional,
         /// `[b, h]`, f32: slopes of ALiBi (Press et al. 2021, arXiv:2108.12409), by which scores fall with the distance
         /// between the places of query and key.
         slopes: optional,
         /// `[h]`, f32: a score that joins the softmax of every query of a head, without a value (attention sinks, Xiao et
-        /// al. 2023, arXiv:2309.17453).
+        /// al. 2023, arXiv:2309.17453); -1e38 or less is none.
         sinks: optional,
-        /// The result, `[b, h, nq, dv]`.
+        /// The result, `[b, h, nq, dv]`; of several splits `[splits, b, h, nq, dv]`.
         out: output,
-        /// `[b, h, nq]`, f32: the natural logarithm of the sum of the exponentials of all scores, sinks included;
-        /// -infinity of no key.
+        /// `[b, h, nq]`, or `[splits, b, h, nq]`, f32: the natural logarithm of the sum of the exponentials of all scores, sinks included;
+        /// -infinity where there are none.
         lse: extra,
     }
 }
@@ -159,7 +198,23 @@ impl<I, O> AttentionArgs<I, O> {
     /// Without anything optional, which is then set field by field.
     pub fn new(q: View<I>, k: View<I>, v: View<I>, out: View<O>) -> Self {
         let (bias, mask, q_lengths, k_lengths, slopes, sinks) = (None, None, None, None, None, None);
-        Self { q, k, v, bias, mask, q_lengths, k_lengths, slopes, sinks, out, lse: None }
+        let (cu_seqlens_q, cu_seqlens_k, block_table, lse) = (None, None, None, None);
+        Self {
+            q,
+            k,
+            v,
+            bias,
+            mask,
+            q_lengths,
+            k_lengths,
+            cu_seqlens_q,
+            cu_seqlens_k,
+            block_table,
+            slopes,
+            sinks,
+            out,
+            lse,
+        }
     }
 }
 
@@ -170,10 +225,18 @@ crate::params! {
         pairs: u32,
         /// Heads.
         heads: u32,
-        /// Queries.
+        /// Queries, of the longest sequence.
         nq: u32,
-        /// Keys.
+        /// Keys, of the longest sequence.
         nk: u32,
+        /// Queries of all packed sequences.
+        q_total: u32,
+        /// Keys of all packed sequences; or pages.
+        k_total: u32,
+        /// Tokens of a page.
+        page: u32,
+        /// Parts of the keys.
+        splits: u32,
         /// Elements of a head of `q` and `k`.
         d: u32,
         /// Elements of a head of `v` and `out`.
@@ -222,6 +285,8 @@ crate::params! {
         out_n: u32,
         /// Stride of `out` along elements.
         out_d: u32,
+        /// Stride of `out` along splits.
+        out_s: u32,
         /// Stride of `bias` along the batch.
         bias_b: u32,
         /// Stride of `bias` along heads.
@@ -242,6 +307,14 @@ crate::params! {
         q_lengths_b: u32,
         /// Stride of `k_lengths`.
         k_lengths_b: u32,
+        /// Stride of `cu_seqlens_q`.
+        cu_seqlens_q_b: u32,
+        /// Stride of `cu_seqlens_k`.
+        cu_seqlens_k_b: u32,
+        /// Stride of `block_table` along the batch.
+        block_table_b: u32,
+        /// Stride of `block_table` along pages.
+        block_table_p: u32,
         /// Stride of `slopes` along the batch.
         slopes_b: u32,
         /// Stride of `slopes` along heads.
@@ -254,6 +327,8 @@ crate::params! {
         lse_h: u32,
         /// Stride of `lse` along queries.
         lse_n: u32,
+        /// Stride of `lse` along splits.
+        lse_s: u32,
     }
 }
 
@@ -263,6 +338,11 @@ const NAME: &str = "attention";
 const MAX_HEAD_DIM: u32 = 512;
 /// The largest of the tensor-core kernel; beyond it the tiled one serves 16-bit dtypes too.
 const MMA_MAX_HEAD_DIM: u32 = 256;
+
+/// The most parts of the keys.
+const MAX_SPLITS: u32 = 1 << 16;
+/// What the keys of a part are a multiple of.
+pub(crate) const SPLIT_KEYS: usize = 64;
 
 /// Queries of a block, in every GPU kernel, or half of them.
 const BLOCK_M: u32 = 64;
@@ -287,15 +367,25 @@ unsafe impl Op for Attention {
         check::rank(NAME, "q", q, &["b", "h", "nq", "d"])?;
         check::rank(NAME, "k", k, &["b", "h", "nk", "d"])?;
         check::rank(NAME, "v", v, &["b", "h", "nk", "dv"])?;
-        let (&[b, h, nq, d], &[_, kv_heads, nk, _], &[.., dv]) = (q.shape(), k.shape(), v.shape()) else {
+        let (&[_, h, _, d], &[_, kv_heads, ..], &[.., dv]) = (q.shape(), k.shape(), v.shape()) else {
             unreachable!("the ranks were checked")
         };
+        let places = Places::of(self, args)?;
+        let Places { b, nq, nk, q: [q_b, q_n], k: [k_b, k_n], .. } = places;
         // As many heads, or fewer that divide them.
         let divides = kv_heads == h || (kv_heads > 0 && h.is_multiple_of(kv_heads));
-        check::shape(NAME, "k", k, &[b, if divides { kv_heads } else { h }, nk, d])?;
-        check::shape(NAME, "v", v, &[b, kv_heads, nk, dv])?;
-        check::shape(NAME, "out", out, &[b, h, nq, dv])?;
-        let extras = Extras::check(args, dtype, [b, h, nq, nk])?;
+        check::shape(NAME, "q", q, &[q_b, h, q_n, d])?;
+        check::shape(NAME, "k", k, &[k_b, if divides { kv_heads } else { h }, k_n, d])?;
+        check::shape(NAME, "v", v, &[k_b, kv_heads, k_n, dv])?;
+        if !(1..=MAX_SPLITS).contains(&self.splits) {
+            return Err(Error::argument(NAME, "splits", format!("1 to {MAX_SPLITS}"), self.splits));
+        }
+        let splits = if self.splits == 1 { &[][..] } else { &[self.splits as usize][..] };
+        check::shape(NAME, "out", out, &[splits, &[q_b, h, q_n, dv]].concat())?;
+        if self.splits > 1 && args.lse.is_none() {
+            return Err(Error::argument(NAME, "lse", "a view, since splits are merged by it", "none"));
+        }
+        let extras = Extras::check(args, dtype, [b, h, nq, nk], &[splits, &[q_b, h, q_n]].concat())?;
         if self.softcap != 0.0 && !(1e-30..=1e30).contains(&self.softcap) {
             return Err(Error::argument(NAME, "softcap", "0, or a number from 1e-30 to 1e30", self.softcap));
         }
@@ -303,16 +393,30 @@ unsafe impl Op for Attention {
         if nq.saturating_add(nk) >= 1 << 28 {
             return Err(Error::argument(NAME, "q", "nq + nk below 2^28", format!("{nq} + {nk}")));
         }
+        // And the places of packed tokens.
+        for (arg, n) in [("q", q_n), ("k", k_b.max(k_n))] {
+            if n >= 1 << 30 {
+                return Err(Error::argument(NAME, arg, "below 2^30 tokens or pages", n));
+            }
+        }
         let [from, until] = if self.window.is_all() { [0; 2] } else { self.window.bounds(nq, nk) };
         let size = |arg, n: usize| check::scalar(NAME, arg, n);
-        let (qs, ks, vs, outs) = (q.strides(), k.strides(), v.strides(), out.strides());
+        let (qs, ks, vs) = (q.strides(), k.strides(), v.strides());
+        let (out_s, outs) = match out.strides() {
+            [s, outs @ ..] if self.splits > 1 => (*s, outs),
+            outs => (0, outs),
+        };
         // A scale of 0 makes every score 0. So does this one, and it keeps a masked -infinity infinite.
         let scale = if self.softmax_scale == 0.0 { f32::MIN_POSITIVE } else { self.softmax_scale };
         Ok(AttentionParams {
             pairs: size("q", b.saturating_mul(h))?,
             heads: size("q", h)?,
-            nq: size("q", q.shape()[2])?,
+            nq: size("q", nq)?,
             nk: size("k", nk)?,
+            q_total: size("q", q_n)?,
+            k_total: size("k", if args.block_table.is_some() { k_b } else { k_n })?,
+            page: size("k", k_n)?.max(1),
+            splits: self.splits,
             d: size("q", d)?,
             dv: size("v", dv)?,
             group: size("k", h / kv_heads.max(1))?.max(1),
@@ -337,6 +441,7 @@ unsafe impl Op for Attention {
             out_h: size("out", outs[1])?,
             out_n: size("out", outs[2])?,
             out_d: size("out", outs[3])?,
+            out_s: size("out", out_s)?,
             bias_b: extras.bias[0],
             bias_h: extras.bias[1],
             bias_q: extras.bias[2],
@@ -347,12 +452,17 @@ unsafe impl Op for Attention {
             mask_k: extras.mask[3],
             q_lengths_b: extras.q_lengths[0],
             k_lengths_b: extras.k_lengths[0],
+            cu_seqlens_q_b: extras.cu_seqlens_q[0],
+            cu_seqlens_k_b: extras.cu_seqlens_k[0],
+            block_table_b: extras.block_table[0],
+            block_table_p: extras.block_table[1],
             slopes_b: extras.slopes[0],
             slopes_h: extras.slopes[1],
             sinks_h: extras.sinks[0],
             lse_b: extras.lse[0],
             lse_h: extras.lse[1],
             lse_n: extras.lse[2],
+            lse_s: extras.lse_s,
         })
     }
 
@@ -390,7 +500,26 @@ unsafe impl Op for Attention {
         let size = signature.dtype("q").size() as f64;
         // Of the scores, those that a window leaves.
         let seen = if self.window.is_all() { nq * nk } else { seen(p) };
-        Cost { flops: 2.0 * pairs * seen * both, bytes: pairs * (nq + nk / group) * both * size }
+        // Of packed sequences only the sum is known: they count as equally long.
+        let batch = pairs / f64::from(p.heads.max(1));
+        let packed = |name, n: f64, total: u32| {
+            if signature.has(name) && n > 0.0 { (f64::from(total) / (n * batch)).min(1.0) } else { 1.0 }
+        };
+        let (of_q, of_k) = (packed("cu_seqlens_q", nq, p.q_total), packed("cu_seqlens_k", nk, p.k_total));
+        let queries = nq * of_q * f64::from(p.splits);
+        // What is repeated by a stride of 0 is read once.
+        let scores = |name, strides: [u32; 4]| {
+            let axes = [batch, p.heads.into(), nq, nk].into_iter().zip(strides);
+            let count: f64 = axes.filter(|(_, stride)| *stride != 0).map(|(n, _)| n).product();
+            if signature.has(name) { count * signature.dtype(name).size() as f64 } else { 0.0 }
+        };
+        let added = scores("bias", [p.bias_b, p.bias_h, p.bias_q, p.bias_k])
+            + scores("mask", [p.mask_b, p.mask_h, p.mask_q, p.mask_k]);
+        let lse = if signature.has("lse") { 4.0 * pairs * queries } else { 0.0 };
+        Cost {
+            flops: 2.0 * pairs * seen * of_q * of_k * both,
+            bytes: pairs * (queries + nk * of_k / group) * both * size + added + lse,
+        }
     }
 
     unsafe fn cpu(&self, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
@@ -405,13 +534,87 @@ unsafe impl Op for Attention {
         args.try_map(input, output)
     }
 
-    fn batch_axis<I, O>(&self, _: &AttentionArgs<I, O>, operand: &str) -> Option<usize> {
-        (operand != "sinks").then_some(0)
+    fn batch_axis<I, O>(&self, args: &AttentionArgs<I, O>, operand: &str) -> Option<usize> {
+        let packed = args.cu_seqlens_q.is_some() || args.cu_seqlens_k.is_some();
+        match operand {
+            _ if packed => None,
+            "sinks" => None,
+            "k" | "v" if args.block_table.is_some() => None,
+            "out" | "lse" if self.splits > 1 => Some(1),
+            _ => Some(0),
+        }
+    }
+}
+
+/// How many sequences there are, how long they may be, and the sizes that operands have for it.
+pub(crate) struct Places {
+    /// Sequences.
+    pub(crate) b: usize,
+    /// Queries and keys of the longest.
+    pub(crate) nq: usize,
+    pub(crate) nk: usize,
+    /// Batch and tokens of `q` and `out`.
+    q: [usize; 2],
+    /// Batch and tokens of `k` and `v`; or pages, and the tokens of one.
+    k: [usize; 2],
+}
+
+impl Places {
+    pub(crate) fn of<I, O>(op: &Attention, args: &AttentionArgs<I, O>) -> Result<Self> {
+        let (&[q_b, _, q_n, _], &[k_b, _, k_n, _]) = (args.q.shape(), args.k.shape()) else {
+            unreachable!("the ranks were checked")
+        };
+        let sequences = |name, starts: Option<&View<I>>| {
+            let Some(starts) = starts else { return Ok(None) };
+            check::rank(NAME, name, starts, &["b + 1"])?;
+            match starts.shape()[0].checked_sub(1) {
+                Some(b) => Ok(Some(b)),
+                None => Err(Error::argument(NAME, name, "b + 1 places of sequences", "none")),
+            }
+        };
+        let longest = |name, max: Option<u32>, packed: bool, n: usize| match (max, packed) {
+            (Some(max), true) => Ok(n.min(max as usize)),
+            (Some(max), false) => {
+                let wanted = "none, since sequences are not packed (there is no cu_seqlens)";
+                Err(Error::argument(NAME, name, wanted, max))
+            }
+            (None, _) => Ok(n),
+        };
+        let b_q = sequences("cu_seqlens_q", args.cu_seqlens_q.as_ref())?;
+        let b_k = sequences("cu_seqlens_k", args.cu_seqlens_k.as_ref())?;
+        let b = b_q.unwrap_or(q_b);
+        let nq = longest("max_seqlen_q", op.max_seqlen_q, b_q.is_some(), q_n)?;
+        let nk = longest("max_seqlen_k", op.max_seqlen_k, b_k.is_some(), k_n)?;
+        let q = if b_q.is_some() { [1, q_n] } else { [b, q_n] };
+        let Some(table) = &args.block_table else {
+            return Ok(Self { b, nq, nk, q, k: if b_k.is_some() { [1, k_n] } else { [b, k_n] } });
+        };
+        if b_k.is_some() {
+            let wanted = "none beside a block_table: keys lie in a row or in pages";
+            return Err(Error::argument(NAME, "cu_seqlens_k", wanted, "a view"));
+        }
+        check::rank(NAME, "block_table", table, &["b", "pages"])?;
+        let nk = table.shape()[1].saturating_mul(k_n);
+        if k_b == 0 && b > 0 && nk > 0 {
+            return Err(Error::argument(NAME, "k", "at least one page", "none"));
+        }
+        Ok(Self { b, nq, nk, q, k: [k_b, k_n] })
     }
 }
 
 /// The operands of other dtypes than that of Q.
-const EXTRAS: [&str; 7] = ["bias", "mask", "q_lengths", "k_lengths", "slopes", "sinks", "lse"];
+const EXTRAS: [&str; 10] = [
+    "bias",
+    "mask",
+    "q_lengths",
+    "k_lengths",
+    "cu_seqlens_q",
+    "cu_seqlens_k",
+    "block_table",
+    "slopes",
+    "sinks",
+    "lse",
+];
 
 /// Their strides; 0 of those that are absent.
 struct Extras {
@@ -419,38 +622,54 @@ struct Extras {
     mask: [u32; 4],
     q_lengths: [u32; 1],
     k_lengths: [u32; 1],
+    cu_seqlens_q: [u32; 1],
+    cu_seqlens_k: [u32; 1],
+    block_table: [u32; 2],
     slopes: [u32; 2],
     sinks: [u32; 1],
     lse: [u32; 3],
+    lse_s: u32,
 }
 
 impl Extras {
     /// Checks their dtypes and shapes.
-    fn check<I, O>(args: &AttentionArgs<I, O>, dtype: Dtype, [b, h, nq, nk]: [usize; 4]) -> Result<Self> {
+    fn check<I, O>(
+        args: &AttentionArgs<I, O>,
+        dtype: Dtype,
+        [b, h, nq, nk]: [usize; 4],
+        lse: &[usize],
+    ) -> Result<Self> {
         fn one<M, const N: usize>(
             name: &'static str,
             view: Option<&View<M>>,
             dtypes: &[Dtype],
-            shape: [usize; N],
+            shape: &[usize],
         ) -> Result<[u32; N]> {
             let mut strides = [0; N];
             let Some(view) = view else { return Ok(strides) };
             check::dtype(NAME, name, view, dtypes)?;
-            check::shape(NAME, name, view, &shape)?;
-            for (to, &stride) in strides.iter_mut().zip(view.strides()) {
+            check::shape(NAME, name, view, shape)?;
+            // Behind the leading axes that are not there.
+            for (to, &stride) in strides.iter_mut().rev().zip(view.strides().iter().rev()) {
                 *to = check::scalar(NAME, name, stride)?;
             }
             Ok(strides)
         }
-        let (scores, f32, i32) = ([b, h, nq, nk], &[Dtype::F32], &[Dtype::I32]);
+        let (scores, f32, i32) = (&[b, h, nq, nk], &[Dtype::F32], &[Dtype::I32]);
+        let pages = args.block_table.as_ref().map_or(0, |table| table.shape()[1]);
+        let [lse_s, lse_b, lse_h, lse_n] = one("lse", args.lse.as_ref(), f32, lse)?;
         Ok(Self {
             bias: one("bias", args.bias.as_ref(), &[Dtype::F32, dtype], scores)?,
             mask: one("mask", args.mask.as_ref(), &[Dtype::U8], scores)?,
-            q_lengths: one("q_lengths", args.q_lengths.as_ref(), i32, [b])?,
-            k_lengths: one("k_lengths", args.k_lengths.as_ref(), i32, [b])?,
-            slopes: one("slopes", args.slopes.as_ref(), f32, [b, h])?,
-            sinks: one("sinks", args.sinks.as_ref(), f32, [h])?,
-            lse: one("lse", args.lse.as_ref(), f32, [b, h, nq])?,
+            q_lengths: one("q_lengths", args.q_lengths.as_ref(), i32, &[b])?,
+            k_lengths: one("k_lengths", args.k_lengths.as_ref(), i32, &[b])?,
+            cu_seqlens_q: one("cu_seqlens_q", args.cu_seqlens_q.as_ref(), i32, &[b + 1])?,
+            cu_seqlens_k: one("cu_seqlens_k", args.cu_seqlens_k.as_ref(), i32, &[b + 1])?,
+            block_table: one("block_table", args.block_table.as_ref(), i32, &[b, pages])?,
+            slopes: one("slopes", args.slopes.as_ref(), f32, &[b, h])?,
+            sinks: one("sinks", args.sinks.as_ref(), f32, &[h])?,
+            lse: [lse_b, lse_h, lse_n],
+            lse_s,
         })
     }
 }
@@ -483,7 +702,9 @@ fn mma(op: Attention, p: &AttentionParams, signature: &Signature, caps: &Caps, a
     // The longest tile of keys of which a multiprocessor holds two blocks: its shared memory is a little more than
     // what one block may have, and a thread's part of result, scores and queries has to leave registers for the rest:
     // the limits are those up to which the compiler spills none.
-    let changed = op.softcap > 0.0 || ["bias", "mask", "slopes"].iter().any(|name| signature.has(name));
+    let changes = usize::from(op.softcap > 0.0)
+        + ["bias", "mask", "slopes"].iter().filter(|name| signature.has(name)).count();
+    let changed = changes > 0;
     let registers = |block_n: u32| {
         // What changes scores is loaded for all of them at once.
         let scores = if changed { block_n } else { block_n / 2 };
@@ -498,9 +719,12 @@ fn mma(op: Attention, p: &AttentionParams, signature: &Signature, caps: &Caps, a
         _ => 128,
     };
     let twice = |&block_n: &u32| 2 * shared(block_n) <= caps.shared_bytes && registers(block_n) <= limit;
-    let tight = largest > 240 && (!plain && arch >= 120 || changed && arch >= 100);
+    let tight =
+        largest > 240 && (!plain && arch >= 120 || changed && arch >= 100 || changes > 1 && arch >= 86);
     let least = if tight || shared(32) > caps.shared_bytes { 16 } else { 32 };
-    let block_n = [64, 48, 32].into_iter().find(twice).unwrap_or(least);
+    // Splits begin at multiples of 64 keys, and so at a tile.
+    let whole = |block_n: &u32| p.splits == 1 || 64 % block_n == 0;
+    let block_n = [64, 48, 32].into_iter().filter(whole).find(twice).unwrap_or(least);
     fits(caps, shared(block_n), 128)?;
     Ok(Plan {
         entry: "attention_mma",
@@ -538,12 +762,13 @@ fn variants(op: Attention, signature: &Signature, consts: Consts) -> Consts {
         .set("SOFTCAP", u32::from(cap))
         .set("CHANGED", u32::from(cap || bias || mask || slopes))
         .set("HIDES", u32::from(band || bias || mask))
+        .set("SPLIT", u32::from(op.splits > 1))
 }
 
 /// Blocks of `block_m` queries each.
 fn blocks(p: &AttentionParams, signature: &Signature, block_m: u32) -> u64 {
     let nothing = p.dv == 0 && !signature.has("lse");
-    if nothing { 0 } else { u64::from(p.pairs) * u64::from(p.nq.div_ceil(block_m)) }
+    if nothing { 0 } else { u64::from(p.splits) * u64::from(p.pairs) * u64::from(p.nq.div_ceil(block_m)) }
 }
 
 /// The register-tiled f32 kernel of CUDA and WGSL: 16 x 16 threads, each 4 queries by `BLOCK_N / 16` keys.

@@ -9,6 +9,10 @@ use crate::view::View;
 /// Results of [`Attention`](super::Attention) over disjoint sets of keys, merged into that over all of them:
 /// `out = sum over s of w[s] parts[s]` with `w = softmax(lses)` over the parts.
 ///
+/// Each part has to give its keys the scores that they have in the whole. Those of
+/// [`Attention::splits()`](super::Attention::splits) do. A call of its own for each part takes its own last key for the place
+/// of the last query: windows and slopes are then those of the part, and sinks belong to one of the calls.
+///
 /// As exact as attention in one piece (section 2.3 of FlashAttention, Dao et al. 2022, arXiv:2205.14135; Ring Attention,
 /// Liu et al. 2023, arXiv:2310.01889): a long cache is split among blocks, a long context among devices. A part whose
 /// `lses` is -infinity has seen no key and counts for nothing, whatever it holds.

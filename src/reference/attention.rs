@@ -5,6 +5,8 @@
 //! query, over the keys `j` that it sees; 0 when there are none. With a softcap `s[j]` becomes
 //! `softcap * tanh(s[j] / softcap)` first. Then `bias[j]` is added, and `-slope |place - j|`, `place` being the query's
 //! among the keys. A sink is one more key with a score of its own and the value 0. `lse = ln(sum over j of exp(s[j]))`.
+//! Part `s` of several has the keys from `s * c` on and before `(s + 1) * c`, with `c` the keys of the sequence over the
+//! parts, rounded up to a multiple of 64; the sink belongs to part 0.
 //!
 //! The error bound. A kernel computes weights that are proportional to `w[j] exp(h[j])`, where `h[j]`
 //! collects, for key `j`, the errors of its score and of every exponential that it was multiplied with.
@@ -33,9 +35,10 @@
 //! others round, which doubles u. Exponentials below the smallest normal number may be lost, or held
 //! there: `2^-125 |v|` a key.
 //!
-//! The tanh of a softcap does not enlarge the error of a score, as its slope is at most 1. It is computed as
-//! `(1 - e) / (1 + e)`, `e = exp(-2 |s| / softcap)`: in WGSL the error of `e` is worth at most 5 u of the result and
-//! that of its argument 2 u, difference, sum, division and the products with softcap 9 u: `20 u softcap`.
+//! The tanh of a softcap does not enlarge the error of a score, as its slope is at most 1. Below a quarter of the softcap it
+//! is computed by its series, within 8 u of the result; above as `(1 - e) / (1 + e)`, `e = exp(-2 |s| / softcap)`, at least
+//! 0.244. In WGSL the error of `e` and that of its argument are worth 6 u at most, 5 u after the quotient's slope and 20 u
+//! of the result; difference, sum, division and the products with softcap cost 9 u more: `30 u |s|` of the capped score.
 //! What is added to a score takes a constant, a product and a sum: `4 u` of it and `u` of what comes out.
 //!
 //! The logarithm of the sum has the weighted error of the scores, `ln(sum w exp(H))`, the relative error of the sum, that
@@ -50,35 +53,121 @@ use crate::view::View;
 /// A bias that is no more than this hides its key.
 const HIDING_BIAS: f32 = -1e38;
 
-/// The fewest keys that a kernel takes at a time.
+/// The fewest keys that a kernel takes at a time, but for those of a page that has fewer.
 const TILE: usize = 16;
+/// What the keys of a part are a multiple of.
+const PART: usize = 64;
 
 /// The result of `op` and its error bound, and those of the logarithms of its sums.
 pub fn attention(op: &Attention, args: &AttentionArgs<Dense, ()>) -> [Expected; 2] {
     let mut expected = [Expected::default(), Expected::default()];
-    let &[batch, heads, queries, _] = args.out.shape() else { return expected };
-    for b in 0..batch {
-        for h in 0..heads {
-            for i in 0..queries {
-                row(op, args, [b, h, i], &mut expected);
+    let [.., batch, heads, tokens, _] = *args.out.shape() else { return expected };
+    for split in 0..op.splits as usize {
+        for entry in 0..batch {
+            for h in 0..heads {
+                for token in 0..tokens {
+                    let query = Query::of(op, args, [entry, h, token], split);
+                    row(op, args, &query, &mut expected);
+                }
             }
         }
     }
     expected
 }
 
+/// A query: where it lies, whose it is, and the part of the keys that is asked for.
+struct Query {
+    entry: usize,
+    token: usize,
+    /// Sequence, head, number in the sequence.
+    b: usize,
+    h: usize,
+    i: usize,
+    split: usize,
+    /// The queries and keys that the sequence has, and the token of its first key.
+    queries: usize,
+    keys: usize,
+    k_start: usize,
+}
+
+impl Query {
+    fn of(
+        op: &Attention,
+        args: &AttentionArgs<Dense, ()>,
+        [entry, h, token]: [usize; 3],
+        split: usize,
+    ) -> Self {
+        let number = |of: &View<Dense>, at: &[usize]| of.memory().at(at).max(0.0) as usize;
+        let most = |max: Option<u32>| max.map_or(usize::MAX, |max| max as usize);
+        let packed = |of: &View<Dense>, b: usize, max: Option<u32>| {
+            let (start, end) = (number(of, &[b]), number(of, &[b + 1]));
+            (start, (end - start).min(most(max)))
+        };
+        let (b, first, queries) = match &args.cu_seqlens_q {
+            None => (entry, 0, args.q.shape()[2]),
+            // Of tokens that belong to no sequence nothing is said: no case has them.
+            Some(starts) => (0..starts.shape()[0] - 1)
+                .map(|b| (b, packed(starts, b, op.max_seqlen_q)))
+                .find(|(_, (first, count))| (*first..first + count).contains(&token))
+                .map_or((0, 0, 0), |(b, (first, count))| (b, first, count)),
+        };
+        let (k_start, keys) = match (&args.cu_seqlens_k, &args.block_table) {
+            (Some(starts), _) => packed(starts, b, op.max_seqlen_k),
+            (None, Some(table)) => (0, table.shape()[1] * args.k.shape()[2]),
+            (None, None) => (0, args.k.shape()[2]),
+        };
+        let shorter = |of: &Option<View<Dense>>, all: usize| {
+            of.as_ref().map_or(all, |lengths| number(lengths, &[b]).min(all))
+        };
+        Self {
+            entry,
+            token,
+            b,
+            h,
+            i: token - first,
+            split,
+            queries: shorter(&args.q_lengths, queries),
+            keys: shorter(&args.k_lengths, keys),
+            k_start,
+        }
+    }
+
+    /// Batch entry or page, and token, of a key.
+    fn key(&self, args: &AttentionArgs<Dense, ()>, j: usize) -> [usize; 2] {
+        match &args.block_table {
+            Some(table) => {
+                let page = args.k.shape()[2];
+                [table.memory().at(&[self.b, j / page]) as usize, j % page]
+            }
+            None if args.cu_seqlens_k.is_some() => [0, self.k_start + j],
+            None => [self.b, j],
+        }
+    }
+
+    /// The part of the keys.
+    fn part(&self, splits: usize) -> std::ops::Range<usize> {
+        if splits == 1 {
+            return 0..self.keys;
+        }
+        let count = self.keys.div_ceil(splits).next_multiple_of(PART);
+        (self.split * count).min(self.keys)..((self.split + 1) * count).min(self.keys)
+    }
+}
+
+/// The head of K and V for a head of Q.
+fn h_of_keys(h: usize, heads: usize, kv_heads: usize) -> usize {
+    h / (heads / kv_heads.max(1)).max(1)
+}
+
 /// One query.
-fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], expected: &mut [Expected; 2]) {
+fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, query: &Query, expected: &mut [Expected; 2]) {
     let (q, k, v) = (args.q.memory(), args.k.memory(), args.v.memory());
-    let (&[_, heads, queries, d], &[_, kv_heads, all, dv]) = (args.q.shape(), args.v.shape()) else {
+    let (&[_, heads, _, d], &[_, kv_heads, _, dv]) = (args.q.shape(), args.v.shape()) else {
         unreachable!("four axes each")
     };
     let [expected, expected_lse] = expected;
-    let kv = h / (heads / kv_heads.max(1)).max(1);
-    let length = |of: &Option<View<Dense>>, all: usize| {
-        of.as_ref().map_or(all, |lengths| (lengths.memory().at(&[b]).max(0.0) as usize).min(all))
-    };
-    let (q_length, k_length) = (length(&args.q_lengths, queries), length(&args.k_lengths, all));
+    let kv = h_of_keys(query.h, heads, kv_heads);
+    let &Query { b, h, i, queries: q_length, keys: k_length, .. } = query;
     // Where the query is among the keys, and what it sees.
     let place = i as i64 + k_length as i64 - q_length as i64;
     let bias = |j: usize| args.bias.as_ref().map_or(0.0, |bias| bias.memory().at(&[b, h, i, j]));
@@ -89,8 +178,10 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
             && args.mask.as_ref().is_none_or(|mask| mask.memory().at(&[b, h, i, j]) != 0.0)
             && bias(j) > f64::from(HIDING_BIAS)
     };
-    let seen: Vec<usize> =
-        if i < q_length { (0..k_length).filter(|&j| sees(j)).collect() } else { Vec::new() };
+    let part = query.part(op.splits as usize);
+    let seen: Vec<usize> = if i < q_length { part.filter(|&j| sees(j)).collect() } else { Vec::new() };
+    let places: Vec<[usize; 2]> = seen.iter().map(|&j| query.key(args, j)).collect();
+    let all = args.block_table.as_ref().map_or(args.k.shape()[2], |t| t.shape()[1] * args.k.shape()[2]);
     let slope = args.slopes.as_ref().map_or(0.0, |slopes| slopes.memory().at(&[b, h]));
     let scale = f64::from(op.softmax_scale);
     let dtype = args.out.dtype();
@@ -98,23 +189,25 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
         Dtype::F32 => (1, 0.0, 0.0),
         _ => (2, dtype.unit_roundoff(), 0.5 * dtype.smallest()),
     };
+    let tile = args.block_table.as_ref().map_or(TILE, |_| TILE.min(args.k.shape()[2].max(1)));
     // A window need not start where a tile does.
     let tiles = match args.bias.is_some() || args.mask.is_some() {
         // Nor are the keys that are seen neighbours.
-        true => all.div_ceil(TILE).min(seen.len()) + 1,
-        false => seen.len().div_ceil(TILE) + usize::from(seen.len() < all),
+        true => all.div_ceil(tile).min(seen.len()) + 1,
+        false => seen.len().div_ceil(tile) + usize::from(seen.len() < all),
     };
     let cap = f64::from(op.softcap);
 
     let (mut scores, mut score_error) = (Vec::new(), Vec::new());
-    for &j in &seen {
+    for (&j, &[entry, token]) in seen.iter().zip(&places) {
         let (mut sum, mut magnitude) = (0.0, 0.0);
         for e in 0..d {
-            let term = scale * q.at(&[b, h, i, e]) * k.at(&[b, kv, j, e]);
+            let term = scale * q.at(&[query.entry, h, query.token, e]) * k.at(&[entry, kv, token, e]);
             sum += term;
             magnitude += term.abs();
         }
         let score = if cap > 0.0 { cap * (sum / cap).tanh() } else { sum };
+        let capping = if cap > 0.0 { 30.0 * U * score.abs() } else { 0.0 };
         let added = [bias(j), -slope * (place - j as i64).abs() as f64];
         let total = score + added[0] + added[1];
         // Three roundings of what is added, and that of each sum.
@@ -122,10 +215,10 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
         let changing =
             if changed > 0.0 { 4.0 * U * changed + 2.0 * U * (score.abs() + changed) } else { 0.0 };
         scores.push(total);
-        score_error.push(gamma(truncation * d + 6) * magnitude + 20.0 * U * cap + changing);
+        score_error.push(gamma(truncation * d + 6) * magnitude + capping + changing);
     }
     // A sink counts like a key whose value is 0.
-    if let Some(sinks) = args.sinks.as_ref().filter(|_| i < q_length) {
+    if let Some(sinks) = args.sinks.as_ref().filter(|_| i < q_length && query.split == 0) {
         let sink = sinks.memory().at(&[h]);
         if sink > f64::from(HIDING_BIAS) {
             scores.push(sink);
@@ -160,7 +253,7 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, [b, h, i]: [usize; 3], e
     });
 
     for e in 0..dv {
-        let value = |j: usize| seen.get(j).map_or(0.0, |&j| v.at(&[b, kv, j, e]));
+        let value = |j: usize| places.get(j).map_or(0.0, |&[entry, token]| v.at(&[entry, kv, token, e]));
         let exact: f64 = (0..keys).map(|j| weights[j] * value(j)).sum();
         let mut error = 0.0;
         for j in 0..keys {

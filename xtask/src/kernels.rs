@@ -3,11 +3,11 @@
 use crate::step;
 use anyhow::Result;
 use std::path::Path;
+use std::process::Command;
 
 /// Compiles the kernels (`all` of them, or a cover) with the NVRTC in a folder, and prints registers, shared
-/// memory and spills; a spill is a failure.
-pub(crate) fn kernels(nvrtc: &Path, all: bool) -> Result<()> {
-    let mut command = step::program("advect")?;
+/// memory and spills; a spill is a failure. `command` is the program.
+pub(crate) fn kernels(mut command: Command, nvrtc: &Path, all: bool) -> Result<()> {
     command.arg("kernels");
     if !all {
         command.arg("--cover");
@@ -17,8 +17,7 @@ pub(crate) fn kernels(nvrtc: &Path, all: bool) -> Result<()> {
 
 /// Compiles what the simulators of the tests will run, on all cores: the tests find it in the cache, and would
 /// otherwise compile one kernel after the other.
-pub(crate) fn simulated(nvrtc: &Path) -> Result<()> {
-    let mut command = step::program("advect")?;
+pub(crate) fn simulated(mut command: Command, nvrtc: &Path) -> Result<()> {
     command
         .args(["kernels", "--emit", "ptx", "--arch", "75,80,100a", "--out"])
         .arg(step::target().join("ptx"));

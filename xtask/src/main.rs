@@ -56,7 +56,9 @@ fn main() -> ExitCode {
         Chore::Burn => test::burn(),
         Chore::Capi { prefix } => capi::install(&prefix),
         Chore::Header => capi::header(),
-        Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| kernels::kernels(&nvrtc, !cover)),
+        Chore::Kernels { cover } => {
+            setup::nvrtc().and_then(|nvrtc| kernels::kernels(step::program("advect")?, &nvrtc, !cover))
+        }
         Chore::Package => package::package(true),
         Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),
     };

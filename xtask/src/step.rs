@@ -38,10 +38,16 @@ pub(crate) const EVERYTHING: &str = "--workspace --exclude advect-burn --feature
 pub(crate) fn program(name: &str) -> Result<Command> {
     let mut build = cargo("build --quiet");
     run(build.args(EVERYTHING.split_whitespace()).args(["--bin", name]))?;
+    Ok(built(name))
+}
+
+/// A program that was built with all others and the tests. Without the tests, whose dependencies want more of some crates,
+/// the library would be another one.
+pub(crate) fn built(name: &str) -> Command {
     let path = target().join("debug").join(name).with_extension(std::env::consts::EXE_EXTENSION);
     let mut command = Command::new(path);
     command.current_dir(root());
-    Ok(command)
+    command
 }
 
 /// Runs a command that shows its own output; an exit status other than 0 is an error.

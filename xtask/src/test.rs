@@ -34,7 +34,11 @@ pub(crate) fn test() -> Result<()> {
                 .args(["--", "-D", "warnings"]))
         })?;
     }
-    steps.step("PTX for the simulator", || kernels::simulated(&found.nvrtc))?;
+    steps.step("build", || {
+        let mut build = cargo("build --quiet --bins --tests");
+        run(build.args(EVERYTHING.split_whitespace()))
+    })?;
+    steps.step("PTX for the simulator", || kernels::simulated(step::built("advect"), &found.nvrtc))?;
     // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
     // tests again on lavapipe, which has f16 and wider subgroups.
     let everything = || {
@@ -58,6 +62,8 @@ pub(crate) fn test() -> Result<()> {
         let faces = if flags.contains("wgpu") { "cpu,wgpu" } else { "cpu" };
         steps.step(&format!("tests: {name}"), || {
             let mut command = cargo("test --quiet --test contract --test harness --test resample");
+            // They compute little, and the optimizer would take longer than all that these tests do.
+            command.args(["--config", "profile.dev.package.advect.opt-level=0"]);
             command.args(flags.split_whitespace());
             if flags.ends_with("cuda") {
                 command.args(["--test", "cuda"]);
@@ -66,11 +72,11 @@ pub(crate) fn test() -> Result<()> {
         })?;
     }
     steps.step("host: an engine on wgpu", || {
-        let engine = step::program("advect-host-wgpu-engine")?;
+        let engine = step::built("advect-host-wgpu-engine");
         run(&mut on(engine, &found, &found.swiftshader, "wgpu"))
     })?;
     steps.step("host: CUDA graphs", || {
-        let graph = step::program("advect-host-cuda-graph")?;
+        let graph = step::built("advect-host-cuda-graph");
         // It says that it is skipped where there is no GPU.
         run(on(graph, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
     })?;
@@ -80,7 +86,7 @@ pub(crate) fn test() -> Result<()> {
     })?;
     steps.step("minimum Rust version", minimum_rust)?;
     steps.step("package", || package::package(false))?;
-    steps.step("kernel matrix", || kernels::kernels(&found.nvrtc, false))?;
+    steps.step("kernel matrix", || kernels::kernels(step::built("advect"), &found.nvrtc, false))?;
     steps.summary();
     Ok(())
 }

@@ -6,14 +6,14 @@
 //! O[row][e]   = sum over key of s[row][key] * V[key][e]
 //! ```
 //!
-//! A row is a query of one of the heads. The work is cut into parts of one head of K and up to [`PART`] keys (flash
+//! A row is a query of one of the heads. The work is cut into parts of one head of K and [`PART`] keys or more (flash
 //! decoding, Dao et al. 2023), which a task takes a tile of [`TILE`] at a time, with the running maximum of every row.
 //! Then the parts of each query are joined: with `m` the largest of their maxima, `l = sum l_i 2^(m_i - m)` and
 //! `O = sum O_i 2^(m_i - m) / l`. How the keys are cut depends on the shapes alone, so results do not on the threads.
 
 use super::super::simd::{Kernel, Simd};
 use super::super::strided::Out;
-use super::{Adding, Call, HIDDEN, LEAST, LN_2, exp2, line, nothing, pitch};
+use super::{Adding, Call, HIDDEN, LEAST, LN_2, Place, capped, exp2, line, nothing, pitch, plus};
 use crate::dtype::Float;
 use crate::target::cpu::Cpu;
 use crate::view::View;
@@ -21,8 +21,10 @@ use std::ops::Range;
 
 /// The most queries of a head that are few: the other way takes as long for a vector of them as for one.
 const MOST: u32 = 4;
-/// Keys of a part: enough to be worth a task.
+/// Keys of a part, at least: enough to be worth a task.
 const PART: usize = 1024;
+/// The most parts: enough for the threads of any CPU, and their results are this many times that of the call.
+const PARTS: usize = 64;
 /// Keys of a tile: with the scores of a row in the first cache, and K and V in the second.
 const TILE: usize = 256;
 
@@ -39,6 +41,8 @@ struct Sizes {
     rows: usize,
     /// Parts of a head of K and V.
     parts: usize,
+    /// Keys of a part.
+    part: usize,
     /// Floats of a row's result in a part: its maximum, its sum, its elements of O.
     result: usize,
 }
@@ -46,11 +50,10 @@ struct Sizes {
 pub(super) fn run<T: Float>(call: &Call<T>, cpu: &Cpu) {
     let p = &call.p;
     let (pairs, group) = (p.pairs as usize, p.group as usize);
-    let sizes = Sizes {
-        rows: p.nq as usize * group,
-        parts: (p.nk as usize).div_ceil(PART),
-        result: 2 + p.dv as usize,
-    };
+    let keys = call.split_keys(p.nk as usize).min(p.nk as usize);
+    let part = PART.max(keys.div_ceil(PARTS).next_multiple_of(TILE));
+    let sizes =
+        Sizes { rows: p.nq as usize * group, parts: keys.div_ceil(part), part, result: 2 + p.dv as usize };
     let tasks = pairs / group * sizes.parts;
     let mut memory = vec![0.0f32; tasks * sizes.rows * sizes.result];
     let all = memory.len();
@@ -83,17 +86,17 @@ impl<T: Float> Kernel for Part<'_, '_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { call, sizes: Sizes { rows: count, parts, result }, results, task } = self;
+        let Self { call, sizes, results, task } = self;
+        let Sizes { rows: count, parts, result, .. } = sizes;
         let p = &call.p;
         let (d, dv, group) = (p.d as usize, p.dv as usize, p.group as usize);
         let (pair, part) = (task / parts, task % parts);
         let kv_heads = p.heads as usize / group;
         let (b, kv) = (pair / kv_heads, pair % kv_heads);
-        let start = |b_stride: u32, h_stride: u32, h: usize| b * b_stride as usize + h * h_stride as usize;
         // SAFETY: batch entry, heads, queries and keys are inside the call's views; scratch rows hold what is laid into
         // them; each task has results of its own; and the caller has the instructions of S.
         unsafe {
-            let sequence = call.sequence(b);
+            let sequence = call.sequences[b];
             let (q_pitch, o_pitch) = (pitch(d), pitch(dv));
             let mut q = vec![0.0f32; count * q_pitch];
             let mut o = vec![0.0f32; count * o_pitch];
@@ -102,9 +105,11 @@ impl<T: Float> Kernel for Part<'_, '_, T> {
             let mut rows: Vec<Row<T>> = (0..count)
                 .map(|r| {
                     let (h, query) = (kv * group + r / p.nq as usize, r % p.nq as usize);
-                    let from = call.q.at(start(p.q_b, p.q_h, h) + query * p.q_n as usize);
-                    line::<S, T>(from, p.q_d as usize, d, p.scale_log2e, q.as_mut_ptr().add(r * q_pitch));
                     let live = query < sequence.queries;
+                    if live {
+                        let from = call.q.at(call.query(b, h, query, [p.q_b, p.q_h, p.q_n]));
+                        line::<S, T>(from, p.q_d as usize, d, p.scale_log2e, q.as_mut_ptr().add(r * q_pitch));
+                    }
                     let all = if live { 0..sequence.keys } else { 0..0 };
                     let one = query..query + 1;
                     let seen =
@@ -117,12 +122,23 @@ impl<T: Float> Kernel for Part<'_, '_, T> {
                 .collect();
             // What some row sees of this part.
             let some = rows.iter().map(|r| &r.seen).filter(|s| !s.is_empty());
-            let from = some.clone().map(|s| s.start).min().unwrap_or(0).max(part * PART);
-            let until = some.map(|s| s.end).max().unwrap_or(0).min((part + 1) * PART);
-            for first in (from..until).step_by(TILE) {
-                let keys = first..(first + TILE).min(until);
-                let k = call.k.at(start(p.k_b, p.k_h, kv) + first * p.k_n as usize);
-                let v = call.v.at(start(p.v_b, p.v_h, kv) + first * p.v_n as usize);
+            let split = call.of_split(sequence.keys);
+            let from = some.clone().map(|s| s.start).min().unwrap_or(0).max(split.start + part * sizes.part);
+            let until = some
+                .map(|s| s.end)
+                .max()
+                .unwrap_or(0)
+                .min(split.end)
+                .min(split.start + (part + 1) * sizes.part);
+            let mut first = from;
+            while first < until {
+                let Place { entry, token, run } = call.place(b, first, until);
+                let keys = first..first + run.min(TILE);
+                first = keys.end;
+                let at = |b_stride: u32, h_stride: u32, stride: u32| {
+                    entry * b_stride as usize + kv * h_stride as usize + token * stride as usize
+                };
+                let (k, v) = (call.k.at(at(p.k_b, p.k_h, p.k_n)), call.v.at(at(p.v_b, p.v_h, p.v_n)));
                 by_rows::<S>(count, |r, at_once| {
                     let (q, to) = (q.as_ptr().add(r * q_pitch), scores.as_mut_ptr().add(r * TILE));
                     match at_once {
@@ -175,19 +191,14 @@ impl<T: Float> Row<'_, '_, T> {
         // SAFETY: by the contract; tiles are of whole vectors.
         unsafe {
             if cap > 0.0 {
-                let one = S::splat(1.0);
                 for j in (0..whole).step_by(S::LANES) {
-                    let x = S::load(at.add(j));
-                    let e = exp2::<S>(S::mul(S::abs(x), S::splat(-rate)));
-                    let tanh = S::div(S::sub(one, e), S::add(one, e));
-                    S::store(at.add(j), S::copysign(S::mul(S::splat(cap), tanh), x));
+                    S::store(at.add(j), capped::<S>(S::load(at.add(j)), cap, rate));
                 }
             }
             if self.adding.adds() {
                 self.adding.row::<S>(self.query, keys.clone(), added);
                 for j in (0..whole).step_by(S::LANES) {
-                    let x = S::add(S::load(at.add(j)), S::load(added.as_ptr().add(j)));
-                    S::store(at.add(j), S::max(S::splat(HIDDEN), x));
+                    S::store(at.add(j), plus::<S>(S::load(at.add(j)), S::load(added.as_ptr().add(j))));
                 }
             }
             let inside = |key: usize| key.clamp(keys.start, keys.end) - keys.start;
@@ -346,16 +357,15 @@ impl<T: Float> Kernel for Join<'_, '_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { call, sizes: Sizes { rows, parts, result }, results, pair } = self;
+        let Self { call, sizes: Sizes { rows, parts, result, .. }, results, pair } = self;
         let p = &call.p;
         let (nq, dv, group) = (p.nq as usize, p.dv as usize, p.group as usize);
         let (b, h) = (pair / p.heads as usize, pair % p.heads as usize);
-        let start = |b_stride: u32, h_stride: u32| b * b_stride as usize + h * h_stride as usize;
         // SAFETY: every part has written its results; batch entry, head and queries are inside the call's views, and this
         // task alone has them.
         unsafe {
-            let live = nq.min(call.sequence(b).queries);
-            nothing(call, b, h, live..nq);
+            let live = call.sequences[b].queries;
+            nothing(call, b, h, live..call.sequences[b].rows);
             let mut o = vec![0.0f32; dv];
             for query in 0..live {
                 let row = h % group * nq + query;
@@ -375,11 +385,11 @@ impl<T: Float> Kernel for Join<'_, '_, T> {
                 }
                 if let Some(lse) = call.lse {
                     // The logarithm of 0 is -infinity.
-                    *lse.at(start(p.lse_b, p.lse_h) + query * p.lse_n as usize) = (max + sum.log2()) * LN_2;
+                    *lse.at(call.query(b, h, query, [p.lse_b, p.lse_h, p.lse_n])) = (max + sum.log2()) * LN_2;
                 }
                 // Without a key that it sees, a query's result is 0.
                 let scale = if sum == 0.0 { 0.0 } else { 1.0 / sum };
-                let to = call.out.at(start(p.out_b, p.out_h) + query * p.out_n as usize);
+                let to = call.out.at(call.query(b, h, query, [p.out_b, p.out_h, p.out_n]));
                 for (e, x) in o.iter().enumerate() {
                     *to.add(e * p.out_d as usize) = T::from_f32(x * scale);
                 }

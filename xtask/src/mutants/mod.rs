@@ -48,6 +48,10 @@ pub(crate) struct MutantsArgs {
     /// Run again what was only taken over
     #[arg(long)]
     carried: bool,
+    /// Count what `harmless.toml` explains as survived without trying it: survivors take the longest, since every case
+    /// runs. The report can be no better for it.
+    #[arg(long)]
+    explained: bool,
 }
 
 /// A kernel file and the ops whose cross-check runs it.
@@ -81,6 +85,9 @@ pub(crate) struct Known {
     /// Taken over from a report, not run.
     #[serde(default)]
     pub(crate) carried: bool,
+    /// Taken for a survivor since there is a reason for it, not run.
+    #[serde(default)]
+    pub(crate) explained: bool,
 }
 
 impl Known {
@@ -96,6 +103,7 @@ impl Known {
             by: String::new(),
             seconds: 0.0,
             carried: false,
+            explained: false,
         }
     }
 }
@@ -133,6 +141,19 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
         })
         .collect();
     work.sort_by_key(|(s, _)| place(s));
+    if args.explained {
+        let reasons = report::Reasons::read()?;
+        let mut file = appending(&journal)?;
+        let (explained, rest) =
+            work.into_iter().partition(|(s, m)| reasons.of(&s.path, &m.changed_line(&s.text)).is_some());
+        work = rest;
+        let explained: Vec<(&Source, Mutant)> = explained;
+        for (source, mutant) in &explained {
+            let one = Known { explained: true, ..Known::new(source, mutant, Fate::Survived) };
+            writeln!(file, "{}", serde_json::to_string(&one)?)?;
+            known.insert(key_of(&one), one);
+        }
+    }
     if !args.report {
         let runner = Runner::new(found, &sources, &store)?;
         let new = all(&runner, &work, &journal, args)?;

@@ -10,7 +10,7 @@ use std::fmt::Write;
 
 /// `harmless.toml`.
 #[derive(Deserialize)]
-struct Reasons {
+pub(super) struct Reasons {
     /// No result could show the change, by the rules of the language and of `plan`.
     #[serde(default)]
     harmless: Vec<Reason>,
@@ -20,6 +20,18 @@ struct Reasons {
 }
 
 impl Reasons {
+    pub(super) fn read() -> Result<Self> {
+        let path = folder().join("harmless.toml");
+        let text =
+            std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
+        toml::from_str(&text).with_context(|| format!("in {}", path.display()))
+    }
+
+    /// The reason for a line as changed, and whether it is that of a harmless one.
+    pub(super) fn of(&self, file: &str, changed: &str) -> Option<(&Reason, bool)> {
+        self.all().find(|(r, _)| r.file == file && r.changed.iter().any(|c| c == changed))
+    }
+
     fn all(&self) -> impl Iterator<Item = (&Reason, bool)> {
         let harmless = self.harmless.iter().map(|r| (r, true));
         harmless.chain(self.unobservable.iter().map(|r| (r, false)))
@@ -28,7 +40,7 @@ impl Reasons {
 
 /// Why some mutants survive.
 #[derive(Deserialize)]
-struct Reason {
+pub(super) struct Reason {
     /// The file below the root.
     file: String,
     /// The line as changed, whitespace collapsed; one text for all lines that read the same.
@@ -47,6 +59,7 @@ struct Count {
     refused: usize,
     unknown: usize,
     carried: usize,
+    explained: usize,
 }
 
 impl Count {
@@ -59,6 +72,7 @@ impl Count {
         self.refused += other.refused;
         self.unknown += other.unknown;
         self.carried += other.carried;
+        self.explained += other.explained;
     }
 
     fn row(&self, name: &str) -> String {
@@ -120,9 +134,7 @@ fn name(source: &Source, mutant: &Mutant) -> String {
 
 /// Writes the report and prints its sums.
 pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<()> {
-    let path = folder().join("harmless.toml");
-    let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    let reasons: Reasons = toml::from_str(&text).with_context(|| format!("in {}", path.display()))?;
+    let reasons = Reasons::read()?;
     let mut by_file: Vec<(String, Count)> = Vec::new();
     let mut by_kind = Kind::ALL.map(|k| (k.name().to_owned(), Count::default()));
     let mut survivors: Vec<(&Known, Option<(&Reason, bool)>)> = Vec::new();
@@ -133,14 +145,14 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
             let mut one = Count::default();
             let found = known.get(&key(source, &mutant));
             one.carried = found.is_some_and(|k| k.carried).into();
+            one.explained = found.is_some_and(|k| k.explained).into();
             match found {
                 None => one.unknown = 1,
                 Some(k) if k.fate == Fate::Refused => one.refused = 1,
                 Some(k) if k.fate == Fate::Same => one.same = 1,
                 Some(k) if k.fate == Fate::Noticed => one.noticed = 1,
                 Some(k) => {
-                    let reason =
-                        reasons.all().find(|(r, _)| r.file == k.path && r.changed.contains(&k.changed));
+                    let reason = reasons.of(&k.path, &k.changed);
                     match reason {
                         None => one.open = 1,
                         Some((_, true)) => one.harmless = 1,
@@ -194,6 +206,9 @@ fn page(
     );
     if total.carried > 0 {
         writeln!(page, "Of {} mutants this is what a run before found, on the same files.\n", total.carried)?;
+    }
+    if total.explained > 0 {
+        writeln!(page, "{} survivors, all explained below, were not tried again.\n", total.explained)?;
     }
     if total.unknown > 0 {
         writeln!(page, "**Unfinished: {} mutants have not run.**\n", total.unknown)?;
