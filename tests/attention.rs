@@ -2,6 +2,7 @@
 
 use advect::op::prepare;
 use advect::ops::{Attention, AttentionArgs};
+use advect::reference::{self, Dense};
 use advect::{Cpu, Dtype, Error, Tensor, View, verify};
 
 #[test]
@@ -242,4 +243,98 @@ fn starts_that_decrease_do_no_harm() {
     (args.cu_seqlens_q, args.cu_seqlens_k) = (Some(cu_seqlens()), Some(cu_seqlens()));
     cpu.run(&Attention::new(8), args).unwrap();
     assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6 || *x == 0.0), "{out:?}");
+}
+
+/// What PyTorch computes in float64: `tests/golden/attention.py`.
+struct Golden(Vec<u8>);
+
+impl Golden {
+    /// A tensor of a case.
+    fn get(&self, case: &str, name: &str) -> Option<Dense> {
+        let file = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = file.tensor(&format!("{case}.{name}")).ok()?;
+        let bytes = tensor.data();
+        let data = match tensor.dtype() {
+            safetensors::Dtype::F64 => bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect(),
+            safetensors::Dtype::I32 => {
+                bytes.as_chunks().0.iter().map(|&b| i32::from_le_bytes(b).into()).collect()
+            }
+            safetensors::Dtype::U8 => bytes.iter().map(|&b| b.into()).collect(),
+            other => panic!("{case}.{name} is {other:?}"),
+        };
+        Some(Dense { shape: tensor.shape().to_vec(), data })
+    }
+}
+
+/// The definition that every kernel is held to is that of PyTorch.
+#[test]
+fn the_definition_is_pytorchs() {
+    let path = format!("{}/tests/golden/attention.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let golden = Golden(std::fs::read(path).unwrap());
+    let op = Attention::new(16);
+    let cases = [
+        ("plain", op),
+        ("scale", Attention::scaled(0.75)),
+        ("causal", op.causal()),
+        ("grouped", op),
+        ("grouped_causal", op.causal()),
+        ("value_dim", op),
+        ("bias", op),
+        ("bias_per_key", op),
+        ("mask", op),
+        ("softcap", op.softcap(2.5)),
+        ("window", op.window(Some(3), Some(1))),
+        ("alibi", op.causal()),
+        ("lengths", op),
+        ("no_key", op),
+        ("sinks", op),
+        ("packed", op.causal()),
+        ("pages", op),
+    ];
+    for (case, op) in cases {
+        let one = |name: &str, dtype| {
+            let dense = golden.get(case, name)?;
+            let shape = dense.shape.clone();
+            Some(View::contiguous(dense, dtype, &shape).unwrap())
+        };
+        // Q, K and V of a case, or those of all; the first two heads of K and V where there are fewer.
+        let operand = |name: &str| {
+            one(name, Dtype::F32).unwrap_or_else(|| {
+                let mut dense = golden.get("all", name).unwrap();
+                if case.starts_with("grouped") && name != "q" {
+                    let [b, h, n, d] = dense.shape[..] else { unreachable!("four axes") };
+                    let heads = |i: usize| i / (n * d) % h < 2;
+                    let data = dense.data.iter().enumerate().filter(|(i, _)| heads(*i));
+                    dense = Dense { shape: vec![b, 2, n, d], data: data.map(|(_, &x)| x).collect() };
+                }
+                let shape = dense.shape.clone();
+                View::contiguous(dense, Dtype::F32, &shape).unwrap()
+            })
+        };
+        let wanted = golden.get(case, "out").unwrap();
+        let out = View::contiguous((), Dtype::F32, &wanted.shape).unwrap();
+        let args = AttentionArgs {
+            bias: one("bias", Dtype::F32),
+            mask: one("mask", Dtype::U8),
+            k_lengths: one("k_lengths", Dtype::I32),
+            cu_seqlens_q: one("cu_seqlens_q", Dtype::I32),
+            cu_seqlens_k: one("cu_seqlens_k", Dtype::I32),
+            block_table: one("block_table", Dtype::I32),
+            slopes: one("slopes", Dtype::F32),
+            sinks: one("sinks", Dtype::F32),
+            ..AttentionArgs::new(operand("q"), operand("k"), operand("v"), out)
+        };
+        let [got, got_lse] = reference::attention::attention(&op, &args);
+        // Both are of float64: what is left are roundings of some 1e-16.
+        let near = |got: &[f64], wanted: &[f64]| {
+            assert_eq!(got.len(), wanted.len(), "{case}");
+            for (got, wanted) in got.iter().zip(wanted) {
+                assert!(got == wanted || (got - wanted).abs() < 1e-13, "{case}: {got} {wanted}");
+            }
+        };
+        near(&got.value, &wanted.data);
+        if let Some(lse) = golden.get(case, "lse") {
+            near(&got_lse.value, &lse.data);
+        }
+    }
 }

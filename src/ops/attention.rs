@@ -49,6 +49,21 @@ use crate::view::View;
 /// ```
 ///
 /// ```
+/// use advect::{Cpu, View, ops::{Attention, AttentionArgs}};
+/// // Two sequences in a row, of two tokens and of one, which do not see each other.
+/// let (x, starts, mut out) = ([1.0f32, 3.0, 5.0], [0i32, 2, 3], [0.0f32; 3]);
+/// let shape = [1, 1, 3, 1];
+/// let view = || View::of(&x, &shape);
+/// let mut args = AttentionArgs::new(view()?, view()?, view()?, View::of_mut(&mut out, &shape)?);
+/// args.cu_seqlens_q = Some(View::of(&starts, &[3])?);
+/// args.cu_seqlens_k = Some(View::of(&starts, &[3])?);
+/// // With a scale of 0 each token of a sequence counts the same.
+/// Cpu::new()?.run(&Attention::scaled(0.0), args)?;
+/// assert_eq!(out, [2.0, 2.0, 5.0]);
+/// # Ok::<(), advect::Error>(())
+/// ```
+///
+/// ```
 /// use advect::ops::Attention;
 /// // Mistral's: causal, 4096 tokens back. Gemma 2's: scores capped at 50.
 /// let mistral = Attention::new(128).window(Some(4095), Some(0));
