@@ -107,11 +107,12 @@ impl Selection {
     }
 }
 
+/// One case on all devices, side by side: most of them are programs, which seldom fill every core.
 fn verify_case<T: Verified>(case: &Case<T>, dtype: Dtype, devices: &[Device], each: &mut dyn FnMut(Outcome)) {
-    let prepared = Prepared::new(case);
-    for device in devices {
+    let (prepared, name) = (&Prepared::new(case), &case.name);
+    let on = &|device: &Device| {
         let rounding = if device.face() == "wgpu" { Rounding::Wgsl } else { Rounding::Exact };
-        let (status, worst, at) = match execute(device, &prepared) {
+        let (status, worst, at) = match execute(device, prepared) {
             Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) if device.face() != "cpu" => {
                 (Status::Skip(error.to_string()), 0.0, Vec::new())
             }
@@ -121,17 +122,23 @@ fn verify_case<T: Verified>(case: &Case<T>, dtype: Dtype, devices: &[Device], ea
                 (verdict.fault.map_or(Status::Pass, Status::Fail), verdict.worst, verdict.at)
             }
         };
-        each(Outcome {
+        Outcome {
             op: T::NAME,
-            case: case.name.clone(),
+            case: name.clone(),
             face: device.face(),
             device: device.name(),
             dtype: dtype.name(),
             status,
             worst,
             at,
-        });
-    }
+        }
+    };
+    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
+        let running: Vec<_> = devices.iter().map(|device| scope.spawn(move || on(device))).collect();
+        let joined = running.into_iter().map(std::thread::ScopedJoinHandle::join);
+        joined.map(|outcome| outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
+    });
+    outcomes.into_iter().for_each(each);
 }
 
 /// Uploads the memory images, runs the op, and brings the outputs' memory back.
