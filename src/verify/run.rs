@@ -253,6 +253,16 @@ pub fn required() -> Vec<String> {
     faces("ADVECT_REQUIRE").unwrap_or_else(|| vec!["cpu".into()])
 }
 
+/// The dtypes of the cross-check, from `ADVECT_DTYPES=f32,f16`: all when it is not set.
+///
+/// # Panics
+/// When one is not of floats: a name that is misspelt must not be a check left out.
+fn dtypes() -> Vec<Dtype> {
+    let Some(names) = faces("ADVECT_DTYPES") else { return Dtype::FLOATS.to_vec() };
+    let of = |name: &String| Dtype::FLOATS.into_iter().find(|d| d.name() == name);
+    names.iter().map(|name| of(name).unwrap_or_else(|| panic!("ADVECT_DTYPES: what is {name}?"))).collect()
+}
+
 /// The whole cross-check of one op, as a test: every case on every device, plus `fuzz` random cases.
 /// The seed comes from `ADVECT_SEED` or is drawn, and is printed.
 ///
@@ -265,7 +275,7 @@ pub fn assert_op<T: Verified>(fuzz: usize) {
     };
     println!("{}: random cases from ADVECT_SEED={seed}", T::NAME);
     let devices = devices().expect("the CPU is always there");
-    let selection = Selection { fuzz, seed, ..Selection::default() };
+    let selection = Selection { dtypes: dtypes(), fuzz, seed, ..Selection::default() };
     let mut failures = Vec::new();
     let mut ran: std::collections::BTreeMap<String, (usize, usize, f64)> = Default::default();
     verify::verify::<T>(&devices, &selection, &mut |o| {
