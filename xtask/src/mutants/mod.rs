@@ -38,8 +38,8 @@ pub(crate) struct MutantsArgs {
     /// Only write the report from what is known
     #[arg(long)]
     report: bool,
-    /// First take over from the report before what the journal does not know: for when it is lost, and the files
-    /// have not changed
+    /// First take over from the report before what the journal does not know, of files that have not changed since and
+    /// that it has in full
     #[arg(long)]
     carry: bool,
     /// Only mutants whose line as changed contains one of these
@@ -60,6 +60,8 @@ pub(crate) struct Source {
     pub(crate) path: String,
     pub(crate) text: String,
     pub(crate) ops: Vec<String>,
+    /// The first digits of what git calls the file's contents, by which the report knows whether it has changed.
+    pub(crate) blob: String,
 }
 
 impl Source {
@@ -251,11 +253,22 @@ fn sources() -> Result<Vec<Source>> {
         let own = files.iter().filter(|(p, _)| p.starts_with(folder) && !p.contains("/common/"));
         own.filter(|(_, text)| everywhere || within(text)).map(|(p, _)| stem(p)).collect()
     };
-    Ok(files
-        .iter()
-        .map(|(path, text)| Source { path: path.clone(), text: text.clone(), ops: ops_of(path) })
-        .filter(|s| !s.ops.is_empty())
-        .collect())
+    let with_ops =
+        files.iter().map(|(path, text)| (path, text, ops_of(path))).filter(|(.., ops)| !ops.is_empty());
+    with_ops
+        .map(|(path, text, ops)| {
+            Ok(Source { path: path.clone(), text: text.clone(), ops, blob: blob(path)? })
+        })
+        .collect()
+}
+
+/// What git calls the contents of a file, shortened.
+fn blob(path: &str) -> Result<String> {
+    let mut git = std::process::Command::new("git");
+    let output = git.args(["hash-object", path]).current_dir(step::root()).output().context("git")?;
+    let name = String::from_utf8_lossy(&output.stdout).trim().to_owned();
+    let short = name.get(..12).with_context(|| format!("git has no name for {path}"))?;
+    Ok(short.to_owned())
 }
 
 /// Where reasons and report are kept.

@@ -91,31 +91,42 @@ impl Count {
     }
 }
 
+/// What is said of mutants that are none.
+const SAME: &str = "same code";
+const REFUSED: &str = "refused";
+
+/// The table's head, but for what files have besides.
 const HEADER: &str = "| | ran | noticed | harmless | unobservable | not explained | of all | of faults | same code | refused |\n|---|---|---|---|---|---|---|---|---|---|\n";
 
-/// What the report before says of each mutant, for when the journal is lost and the files are what they were: its
-/// survivors survived, all others were noticed. `same code` and `refused` are counts there, without names: those
-/// have to run again.
+/// What the report before says of each mutant of the files that are what they were, and of which all ran: its
+/// survivors survived, what is named as the same code or as refused was that, all others were noticed.
 pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
     let path = folder().join("REPORT.md");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    if text.contains("**Unfinished") {
-        bail!("{} is of an unfinished run: what is not in it need not have been noticed", path.display());
-    }
-    let mut survived = HashSet::new();
+    // Of a file that is not in it in full, what is not named there need not have been noticed.
+    let whole = |source: &&Source| {
+        let row = format!("| `{}` |", source.path);
+        let end = format!("| 0 | `{}` |", source.blob);
+        text.lines().any(|line| line.starts_with(&row) && line.ends_with(&end))
+    };
+    let mut named = HashMap::new();
     let mut file = "";
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("### `") {
             file = name.trim_end_matches('`');
-        } else if let Some((name, _)) = line.strip_prefix("- ").and_then(|l| l.split_once("`. ")) {
-            survived.insert((file, name.to_owned()));
+        } else if let Some((name, why)) = line.strip_prefix("- ").and_then(|l| l.split_once("`. ")) {
+            let fate = match why {
+                SAME => Fate::Same,
+                REFUSED => Fate::Refused,
+                _ => Fate::Survived,
+            };
+            named.insert((file, name.to_owned()), fate);
         }
     }
     let mut all = Vec::new();
-    for source in sources {
+    for source in sources.iter().filter(whole) {
         all.extend(mutate::mutants(&source.text).iter().map(|m| {
-            let survived = survived.contains(&(source.path.as_str(), name(source, m)));
-            let fate = if survived { Fate::Survived } else { Fate::Noticed };
+            let fate = named.get(&(source.path.as_str(), name(source, m))).copied().unwrap_or(Fate::Noticed);
             Known { carried: true, ..Known::new(source, m, fate) }
         }));
     }
@@ -135,7 +146,7 @@ fn name(source: &Source, mutant: &Mutant) -> String {
 /// Writes the report and prints its sums.
 pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<()> {
     let reasons = Reasons::read()?;
-    let mut by_file: Vec<(String, Count)> = Vec::new();
+    let mut by_file: Vec<(&Source, Count)> = Vec::new();
     let mut by_kind = Kind::ALL.map(|k| (k.name().to_owned(), Count::default()));
     let mut survivors: Vec<(&Known, Option<(&Reason, bool)>)> = Vec::new();
     let mut used = HashSet::new();
@@ -148,8 +159,14 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
             one.explained = found.is_some_and(|k| k.explained).into();
             match found {
                 None => one.unknown = 1,
-                Some(k) if k.fate == Fate::Refused => one.refused = 1,
-                Some(k) if k.fate == Fate::Same => one.same = 1,
+                Some(k) if k.fate == Fate::Refused => {
+                    one.refused = 1;
+                    survivors.push((k, None));
+                }
+                Some(k) if k.fate == Fate::Same => {
+                    one.same = 1;
+                    survivors.push((k, None));
+                }
                 Some(k) if k.fate == Fate::Noticed => one.noticed = 1,
                 Some(k) => {
                     let reason = reasons.of(&k.path, &k.changed);
@@ -169,7 +186,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
                 by_kind[row].1.add(one);
             }
         }
-        by_file.push((source.path.clone(), count));
+        by_file.push((source, count));
     }
     let mut total = Count::default();
     by_file.iter().for_each(|(_, c)| total.add(*c));
@@ -189,7 +206,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
 }
 
 fn page(
-    by_file: &[(String, Count)],
+    by_file: &[(&Source, Count)],
     by_kind: &[(String, Count)],
     total: Count,
     survivors: &[(&Known, Option<(&Reason, bool)>)],
@@ -205,7 +222,7 @@ fn page(
          the unchanged file in every variant, and `refused`, which does not compile.\n\n",
     );
     if total.carried > 0 {
-        writeln!(page, "Of {} mutants this is what a run before found, on the same files.\n", total.carried)?;
+        writeln!(page, "Of {} mutants this is what runs before found, on the same files.\n", total.carried)?;
     }
     if total.explained > 0 {
         writeln!(page, "{} survivors, all explained below, were not tried again.\n", total.explained)?;
@@ -219,11 +236,15 @@ fn page(
         page += &count.row(name);
     }
     page += "\n";
-    page += HEADER;
-    for (name, count) in by_file {
-        page += &count.row(&format!("`{name}`"));
+    // Files have two columns more: what did not run, and their contents, by git's name.
+    let mut lines = HEADER.lines();
+    writeln!(page, "{} not run | blob |", lines.next().unwrap_or_default())?;
+    writeln!(page, "{}---|---|", lines.next().unwrap_or_default())?;
+    for (source, count) in by_file {
+        let row = count.row(&format!("`{}`", source.path));
+        writeln!(page, "{} {} | `{}` |", row.trim_end(), count.unknown, source.blob)?;
     }
-    page += "\n## Survivors\n";
+    page += "\n## Survivors, and what did not run\n";
     let mut file = "";
     for (known, why) in survivors {
         if known.path != file {
@@ -231,6 +252,8 @@ fn page(
             writeln!(page, "\n### `{file}`\n")?;
         }
         let why = match why {
+            None if known.fate == Fate::Same => SAME.to_owned(),
+            None if known.fate == Fate::Refused => REFUSED.to_owned(),
             None => "**not explained**".to_owned(),
             Some((reason, true)) => reason.why.clone(),
             Some((reason, false)) => format!("**unobservable**: {}", reason.why),
