@@ -170,7 +170,7 @@ fn where_sequences_lie_is_checked() {
     // Three packed sequences, and what does not go with them.
     let packed = Args { cu_seqlens_q: int(&[4]), cu_seqlens_k: int(&[4]), ..args(&one, &one, &one) };
     prepare(&op, &packed).unwrap();
-    prepare(&op.max_seqlens(5, 3), &packed).unwrap();
+    prepare(&op.max_seqlens(Some(5), Some(3)), &packed).unwrap();
     prepare(&op, &Args { k_lengths: int(&[3]), ..packed.clone() }).unwrap();
     refused(op, &Args { k_lengths: int(&[1]), ..packed.clone() }, "k_lengths", "shape [3]");
     refused(op, &Args { cu_seqlens_k: int(&[3]), ..packed.clone() }, "cu_seqlens_k", "shape [4]");
@@ -179,10 +179,10 @@ fn where_sequences_lie_is_checked() {
     refused(op, &Args { cu_seqlens_q: None, ..packed.clone() }, "cu_seqlens_k", "shape [2]");
     refused(op, &Args { q: float(0, &two), ..packed.clone() }, "q", "shape [1, 3, 5, 4]");
     refused(op, &Args { k: float(1, &two), ..packed.clone() }, "k", "shape [1, 3, 5, 4]");
-    refused(op.max_seqlens(5, 5), &args(&two, &two, &two), "max_seqlen_q", "none, since");
+    refused(op.max_seqlens(Some(5), Some(5)), &args(&two, &two, &two), "max_seqlen_q", "none, since");
     let queries = Args { cu_seqlens_k: None, cu_seqlens_q: int(&[3]), ..args(&one, &two, &one) };
     prepare(&op, &queries).unwrap();
-    refused(op.max_seqlens(5, 5), &queries, "max_seqlen_k", "none, since");
+    refused(op.max_seqlens(Some(5), Some(5)), &queries, "max_seqlen_k", "none, since");
     // Two sequences, of up to three pages of two tokens.
     let pages = Args { block_table: int(&[2, 3]), ..args(&two, &[7, 3, 2, 4], &two) };
     prepare(&op, &pages).unwrap();
@@ -243,6 +243,24 @@ fn starts_that_decrease_do_no_harm() {
     (args.cu_seqlens_q, args.cu_seqlens_k) = (Some(cu_seqlens()), Some(cu_seqlens()));
     cpu.run(&Attention::new(8), args).unwrap();
     assert!(out.iter().all(|x| (x - 0.5).abs() < 1e-6 || *x == 0.0), "{out:?}");
+}
+
+/// Queries without a key have the result 0, whatever the queries computed before them had.
+#[test]
+fn nothing_is_left_of_what_was_computed_before() {
+    let cpu = advect::Device::cpu(1).unwrap();
+    let (shape, count) = ([40, 1, 8, 8], 40 * 8 * 8);
+    let tensor = |values: &[f32]| Tensor::from_f32(&cpu, Dtype::F32, &shape, values).unwrap();
+    let (x, v) = (tensor(&vec![0.5; count]), tensor(&vec![f32::NAN; count]));
+    let lengths: Vec<f32> = (0..40).map(|b| if b % 2 == 0 { 8.0 } else { 0.0 }).collect();
+    let lengths = Tensor::from_f32(&cpu, Dtype::I32, &[40], &lengths).unwrap();
+    let mut out = tensor(&vec![9.0; count]);
+    let mut args = AttentionArgs::new(x.view(), x.view(), v.view(), out.view_mut());
+    args.k_lengths = Some(lengths.view());
+    cpu.run(&Attention::new(8), args).unwrap();
+    for (i, x) in out.to_f32(&cpu).unwrap().into_iter().enumerate() {
+        assert!(if i / 64 % 2 == 0 { x.is_nan() } else { x == 0.0 }, "{i}: {x}");
+    }
 }
 
 /// What PyTorch computes in float64: `tests/golden/attention.py`.

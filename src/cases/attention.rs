@@ -312,7 +312,17 @@ impl Extra {
                 let s = *splits as usize;
                 let (batch, tokens, dv) = (args.out.shape()[0], args.out.shape()[2], args.out.shape()[3]);
                 case.op.splits = *splits;
-                args.out = view(dtype, &[s, batch, h, tokens, dv], &Layout::Gaps(vec![1, 0, 3, 2, 4]), ());
+                let shape = [s, batch, h, tokens, dv];
+                args.out = match splits {
+                    2 => view(dtype, &shape, &Layout::Contiguous, ()),
+                    // Parts an odd number of elements apart: aligned is only the first.
+                    4 => {
+                        let part = batch * h * tokens * dv;
+                        let strides = [part + 1 + part % 2, h * tokens * dv, tokens * dv, dv, 1];
+                        View::strided((), dtype, &shape, &strides, 0).expect("five sizes, five strides")
+                    }
+                    _ => view(dtype, &shape, &Layout::Gaps(vec![1, 0, 3, 2, 4]), ()),
+                };
                 args.lse =
                     Some(view(Dtype::F32, &[s, batch, h, tokens], &Layout::Gaps(vec![2, 0, 1, 3]), ()));
                 format!("splits={splits}")

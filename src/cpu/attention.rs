@@ -448,6 +448,10 @@ unsafe fn head<S: Simd, T: Float>(
                 }
             }
         }
+        if seen.is_empty() {
+            // What a task before left there may be NaN.
+            s.o[..vectors * S::LANES * dv].fill(0.0);
+        }
         for i in 0..blocks {
             let v = block(i);
             let at = v.start * S::LANES;

@@ -23,7 +23,7 @@ use crate::view::View;
 /// - **Few queries, many keys.** [`Attention::splits()`] gives each part of the keys blocks of its own, whose results
 ///   [`Merge`](super::Merge) makes whole.
 ///
-/// All of them go together. Joint attention of two streams (MM-DiT) needs no operand of its own: their projections
+/// All of them go together, but keys lie in a row or in pages. Joint attention of two streams (MM-DiT) needs no operand of its own: their projections
 /// write into slices of one buffer along the tokens, as every operand of [`Matmul`](super::Matmul) may be strided.
 ///
 /// Computed with the online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): scores exist one
@@ -148,10 +148,10 @@ impl Attention {
     }
 
     /// Of packed sequences, how many queries and keys the longest has: what a launch, a bias and a mask are sized for.
-    /// Tokens of a longer sequence beyond that are not computed.
+    /// `None` is all there are, and what is not packed has. Tokens of a longer sequence beyond that are not computed.
     #[must_use]
-    pub fn max_seqlens(self, q: u32, k: u32) -> Self {
-        Self { max_seqlen_q: Some(q), max_seqlen_k: Some(k), ..self }
+    pub fn max_seqlens(self, q: Option<u32>, k: Option<u32>) -> Self {
+        Self { max_seqlen_q: q, max_seqlen_k: k, ..self }
     }
 
     /// Cuts the keys of a sequence into parts, each with results of its own, as [`Merge`](super::Merge) takes them:
@@ -706,14 +706,14 @@ fn mma(op: Attention, p: &AttentionParams, signature: &Signature, caps: &Caps, a
         2 * if q_shared { keys + queries } else { keys.max(queries) }
     };
     // Copies of 16 bytes need rows that are dense and start at multiples of 8 elements; pairs, of 2.
-    let dense = |name, d_stride: u32, strides: [u32; 4], unit: u32| {
+    let dense = |name, d_stride: u32, strides: &[u32], unit: u32| {
         let fits = d_stride == 1
             && strides.iter().all(|s| s % unit == 0)
             && signature.align(name) >= unit * signature.dtype("q").size() as u32;
         u32::from(fits)
     };
-    let k_vec = dense("k", p.k_d, [p.k_b, p.k_h, p.k_n, p.d], 8);
-    let v_vec = dense("v", p.v_d, [p.v_b, p.v_h, p.v_n, p.dv], 8);
+    let k_vec = dense("k", p.k_d, &[p.k_b, p.k_h, p.k_n, p.d], 8);
+    let v_vec = dense("v", p.v_d, &[p.v_b, p.v_h, p.v_n, p.dv], 8);
     // The longest tile of keys of which a multiprocessor holds two blocks: its shared memory is a little more than
     // what one block may have, and a thread's part of result, scores and queries has to leave registers for the rest:
     // the limits are those up to which the compiler spills none.
@@ -753,8 +753,8 @@ fn mma(op: Attention, p: &AttentionParams, signature: &Signature, caps: &Caps, a
             .set("THREADS", 128u32)
             .set("Q_SHARED", u32::from(q_shared))
             .set("KV_VEC", k_vec & v_vec)
-            .set("Q_VEC", dense("q", p.q_d, [p.q_b, p.q_h, p.q_n, p.d], 8))
-            .set("OUT_VEC", dense("out", p.out_d, [p.out_b, p.out_h, p.out_n, p.dv], 2)),
+            .set("Q_VEC", dense("q", p.q_d, &[p.q_b, p.q_h, p.q_n, p.d], 8))
+            .set("OUT_VEC", dense("out", p.out_d, &[p.out_s, p.out_b, p.out_h, p.out_n, p.dv], 2)),
         grid: fold_grid(NAME, blocks(p, signature, rows * BLOCK_M), caps)?,
         block: [128, 1, 1],
         shared_bytes: shared(block_n),

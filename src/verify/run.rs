@@ -260,6 +260,7 @@ pub fn required() -> Vec<String> {
 fn dtypes() -> Vec<Dtype> {
     let Some(names) = faces("ADVECT_DTYPES") else { return Dtype::FLOATS.to_vec() };
     let of = |name: &String| Dtype::FLOATS.into_iter().find(|d| d.name() == name);
+    assert!(!names.is_empty(), "ADVECT_DTYPES names no dtype");
     names.iter().map(|name| of(name).unwrap_or_else(|| panic!("ADVECT_DTYPES: what is {name}?"))).collect()
 }
 
