@@ -22,6 +22,17 @@ fn close(device: &Device, got: &Tensor, expected: &reference::Expected) {
     }
 }
 
+/// Merges parts, whose result is to be attention over all keys.
+fn merge_to(device: &Device, parts: &Tensor, lses: &Tensor, [exact, exact_lse]: &[reference::Expected; 2]) {
+    let zeros = |shape: &[usize]| Tensor::new(device, Dtype::F32, shape).unwrap();
+    let (mut out, mut lse) = (zeros(&SHAPE), zeros(&SHAPE[..3]));
+    let args =
+        MergeArgs { parts: parts.view(), lses: lses.view(), out: out.view_mut(), lse: Some(lse.view_mut()) };
+    device.run(&Merge, args).unwrap();
+    close(device, &out, exact);
+    close(device, &lse, exact_lse);
+}
+
 #[test]
 fn parts_of_the_keys_merge_to_all_of_them() {
     let [b, h, n, d] = SHAPE;
@@ -37,7 +48,7 @@ fn parts_of_the_keys_merge_to_all_of_them() {
     let keys = [b, h, KEYS, d];
     let out = View::contiguous((), Dtype::F32, &SHAPE).unwrap();
     let args = AttentionArgs::new(dense(&SHAPE, &q), dense(&keys, &k), dense(&keys, &v), out);
-    let [exact, exact_lse] = reference::attention::attention(&op, &args);
+    let exact = reference::attention::attention(&op, &args);
     for device in verify::devices().unwrap() {
         let tensor = |shape: &[usize], values| Tensor::from_f32(&device, Dtype::F32, shape, values).unwrap();
         let zeros = |shape: &[usize]| Tensor::new(&device, Dtype::F32, shape).unwrap();
@@ -54,16 +65,7 @@ fn parts_of_the_keys_merge_to_all_of_them() {
         }
         let count = CUTS.len() - 1;
         let (parts, lses) = (tensor(&[count, b, h, n, d], &parts), tensor(&[count, b, h, n], &lses));
-        let (mut out, mut lse) = (zeros(&SHAPE), zeros(&SHAPE[..3]));
-        let args = MergeArgs {
-            parts: parts.view(),
-            lses: lses.view(),
-            out: out.view_mut(),
-            lse: Some(lse.view_mut()),
-        };
-        device.run(&Merge, args).unwrap();
-        close(&device, &out, &exact);
-        close(&device, &lse, &exact_lse);
+        merge_to(&device, &parts, &lses, &exact);
     }
 }
 
@@ -85,7 +87,7 @@ fn splits_merge_to_the_whole() {
         let out = View::contiguous((), Dtype::F32, &SHAPE).unwrap();
         let mut args = AttentionArgs::new(dense(&SHAPE, &q), dense(&keys, &kv), dense(&keys, &kv), out);
         (args.sinks, args.slopes) = (Some(dense(&[h], &sinks)), Some(dense(&[b, h], &slopes)));
-        let [exact, exact_lse] = reference::attention::attention(&op, &args);
+        let exact = reference::attention::attention(&op, &args);
         for device in verify::devices().unwrap() {
             let tensor = |shape: &[usize], values: &[f32]| {
                 Tensor::from_f32(&device, Dtype::F32, shape, values).unwrap()
@@ -98,16 +100,7 @@ fn splits_merge_to_the_whole() {
             (args.sinks, args.slopes) = (Some(sinks.view()), Some(slopes.view()));
             args.lse = Some(lses.view_mut());
             device.run(&op.splits(4), args).unwrap();
-            let (mut out, mut lse) = (zeros(&SHAPE), zeros(&SHAPE[..3]));
-            let args = MergeArgs {
-                parts: parts.view(),
-                lses: lses.view(),
-                out: out.view_mut(),
-                lse: Some(lse.view_mut()),
-            };
-            device.run(&Merge, args).unwrap();
-            close(&device, &out, &exact);
-            close(&device, &lse, &exact_lse);
+            merge_to(&device, &parts, &lses, &exact);
         }
     }
 }
