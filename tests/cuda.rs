@@ -8,7 +8,7 @@ use advect::target::cuda::cache::Cache;
 use advect::target::cuda::nvrtc::{Output, Usage, architecture};
 use advect::target::cuda::{self, Compiler, Cuda};
 use advect::target::presets;
-use advect::verify::kernels::{self, Kernel, reached};
+use advect::verify::kernels::{self, Kernel, Make, reached};
 use advect::{Device, Dtype, Error, Tensor};
 use std::collections::HashSet;
 
@@ -62,7 +62,8 @@ fn one_kernel_of_each_entry_compiles_for_every_architecture_without_spills() {
     let Some((compiler, _folder)) = compiler("compilation") else { return };
     let kernels = one_of_each_entry();
     assert!(kernels.len() >= 7);
-    for (kernel, result) in kernels.iter().zip(kernels::compile(&compiler, &kernels, Output::Cubin, || ())) {
+    for (kernel, result) in kernels.iter().zip(kernels::compile(&compiler, &kernels, |_| Make::Cubin, || ()))
+    {
         let compiled = result.unwrap_or_else(|e| panic!("{}: {e}", kernel.case));
         assert!(compiled.artifact.bytes.starts_with(b"\x7fELF"), "{}", kernel.variant.entry);
         let usage = compiled.usage.unwrap();
@@ -75,11 +76,27 @@ fn one_kernel_of_each_entry_compiles_for_every_architecture_without_spills() {
 fn ptx_names_the_entry_and_the_target() {
     let Some((compiler, _folder)) = compiler("PTX") else { return };
     let kernels: Vec<_> = one_of_each_entry().into_iter().filter(|k| k.device == "sm_80").collect();
-    for (kernel, result) in kernels.iter().zip(kernels::compile(&compiler, &kernels, Output::Ptx, || ())) {
+    for (kernel, result) in kernels.iter().zip(kernels::compile(&compiler, &kernels, |_| Make::Ptx, || ())) {
         let text = String::from_utf8(result.unwrap().artifact.bytes).unwrap();
         assert!(text.contains(&format!(".entry {}(", kernel.variant.entry)), "{}", kernel.case);
         assert!(text.contains(".target sm_80") && !text.ends_with('\0'));
     }
+}
+
+#[test]
+fn machine_code_leaves_the_ptx_of_a_simulator() {
+    let Some((compiler, folder)) = compiler("both at once") else { return };
+    let kernels: Vec<_> = one_of_each_entry().into_iter().filter(|k| k.device == "sm_100").take(3).collect();
+    let all = |make| kernels::compile(&compiler, &kernels, |_| make, || ()).into_iter().map(Result::unwrap);
+    let alone: Vec<_> = all(Make::Ptx).map(|c| c.artifact.bytes).collect();
+    std::fs::remove_dir_all(folder.path()).unwrap();
+    for compiled in all(Make::Both) {
+        assert!(compiled.artifact.bytes.starts_with(b"\x7fELF") && compiled.usage.is_some());
+    }
+    let files = || std::fs::read_dir(folder.path()).unwrap().count();
+    assert_eq!(files(), 2 * kernels.len());
+    assert!(all(Make::Ptx).map(|c| c.artifact.bytes).eq(alone), "not the PTX that is made alone");
+    assert_eq!(files(), 2 * kernels.len(), "PTX was compiled again");
 }
 
 const GOOD: &str = "extern \"C\" __global__ void good(float* x) { x[threadIdx.x] = 1.0f; }";

@@ -2,7 +2,7 @@
 
 use advect::op::{Caps, Language};
 use advect::target::presets;
-use advect::verify::kernels::{Kernel, cover, reached};
+use advect::verify::kernels::{Kernel, cover, reached, unrepeated};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use std::collections::HashSet;
@@ -56,6 +56,9 @@ pub(crate) struct KernelsArgs {
     /// architecture any two constants, dtypes or operands that occur together do so
     #[arg(long)]
     cover: bool,
+    /// Also leave PTX in the cache for the simulators of the tests, which then find it compiled
+    #[arg(long, conflicts_with_all = ["arch", "emit"])]
+    simulated: bool,
     /// Write the kernels to files
     #[arg(long, value_enum, requires = "out")]
     emit: Option<Emit>,
@@ -68,10 +71,13 @@ pub(crate) struct KernelsArgs {
 pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
     let devices = if args.emit == Some(Emit::Wgsl) { presets::wgsl() } else { cuda_devices(&args.arch) };
     let mut kernels = reached(&devices, args.op.as_deref())?;
+    let simulated = if args.simulated { simulated(&kernels) } else { Vec::new() };
     if args.cover {
-        kernels = cover(kernels);
+        let device_and_variant = |k: &Kernel| (k.device.clone(), k.variant.clone());
+        let handy: HashSet<_> = simulated.iter().map(device_and_variant).collect();
+        kernels = cover(kernels, |k| handy.contains(&device_and_variant(k)));
     }
-    let (Some(emit), Some(out)) = (args.emit, &args.out) else { return compiled::table(&kernels) };
+    let (Some(emit), Some(out)) = (args.emit, &args.out) else { return compiled::table(kernels, simulated) };
     let texts = match emit {
         Emit::Cuda | Emit::Wgsl => kernels.iter().map(|k| k.source().into_bytes()).collect(),
         Emit::Ptx => compiled::outputs(&kernels, true)?,
@@ -97,6 +103,12 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
+/// Those that the simulators of the tests execute.
+fn simulated(kernels: &[Kernel]) -> Vec<Kernel> {
+    let archs = presets::SIMULATED.map(|arch| presets::cuda_for(arch).name);
+    unrepeated(kernels.iter().filter(|k| archs.contains(&k.device)).cloned().collect())
+}
+
 /// The devices of these architectures, or of all of them.
 fn cuda_devices(archs: &[String]) -> Vec<Caps> {
     let named = presets::ARCHITECTURES.into_iter().zip(presets::cuda());
@@ -113,29 +125,31 @@ fn fnv1a(bytes: &[u8]) -> u64 {
 
 #[cfg(feature = "cuda")]
 mod compiled {
-    use advect::target::cuda::{Compiler, nvrtc::Output};
-    use advect::verify::kernels::{Compiled, Kernel, compile};
+    use advect::target::cuda::Compiler;
+    use advect::verify::kernels::{Compiled, Kernel, Make, compile};
     use anyhow::{Result, bail};
     use comfy_table::{CellAlignment, Table, presets};
     use indicatif::{ProgressBar, ProgressStyle};
-    use std::collections::HashMap;
+    use std::collections::{HashMap, HashSet};
     use std::io::Write;
     use std::process::ExitCode;
 
-    fn compile_all(kernels: &[Kernel], output: Output) -> Result<Vec<advect::Result<Compiled>>> {
+    fn compile_all(
+        kernels: &[Kernel],
+        make: impl Fn(&Kernel) -> Make + Sync,
+    ) -> Result<Vec<advect::Result<Compiled>>> {
         let compiler = Compiler::new()?;
         // Shown on a terminal only.
         let bar = ProgressBar::new(kernels.len() as u64);
         bar.set_style(ProgressStyle::with_template("compiling {wide_bar} {pos}/{len} {eta}")?);
-        let results = compile(&compiler, kernels, output, || bar.inc(1));
+        let results = compile(&compiler, kernels, make, || bar.inc(1));
         bar.finish_and_clear();
         Ok(results)
     }
 
     /// CUBINs or PTX, in the order of the kernels.
     pub(super) fn outputs(kernels: &[Kernel], ptx: bool) -> Result<Vec<Vec<u8>>> {
-        let output = if ptx { Output::Ptx } else { Output::Cubin };
-        let all = compile_all(kernels, output)?;
+        let all = compile_all(kernels, |_| if ptx { Make::Ptx } else { Make::Cubin })?;
         all.into_iter().map(|r| Ok(r?.artifact.bytes)).collect()
     }
 
@@ -148,11 +162,24 @@ mod compiled {
         spill_bytes: u32,
     }
 
-    /// Compiles everything and prints the table.
-    pub(super) fn table(kernels: &[Kernel]) -> Result<ExitCode> {
-        let results = compile_all(kernels, Output::Cubin)?;
+    /// Compiles everything and prints the table. Of what is simulated too the PTX is kept, and what is only simulated is
+    /// compiled no further.
+    pub(super) fn table(kernels: Vec<Kernel>, simulated: Vec<Kernel>) -> Result<ExitCode> {
+        let device_and_variant = |k: &Kernel| (k.device.clone(), k.variant.clone());
+        let [whole, ptx] =
+            [&kernels, &simulated].map(|all| all.iter().map(device_and_variant).collect::<HashSet<_>>());
+        let only_simulated = simulated.into_iter().filter(|k| !whole.contains(&device_and_variant(k)));
+        let kernels: Vec<Kernel> = kernels.into_iter().chain(only_simulated).collect();
+        let results = compile_all(&kernels, |k| {
+            let k = device_and_variant(k);
+            match (whole.contains(&k), ptx.contains(&k)) {
+                (true, false) => Make::Cubin,
+                (true, true) => Make::Both,
+                (false, _) => Make::Ptx,
+            }
+        })?;
         let mut devices: Vec<&str> = Vec::new();
-        for kernel in kernels {
+        for kernel in &kernels {
             if !devices.contains(&kernel.device.as_str()) {
                 devices.push(&kernel.device);
             }
@@ -162,7 +189,8 @@ mod compiled {
         let (mut failures, mut spills) = (Vec::new(), Vec::new());
         for (kernel, result) in kernels.iter().zip(&results) {
             let usage = match result {
-                Ok(compiled) => compiled.usage.unwrap_or_default(),
+                Ok(Compiled { usage: Some(usage), .. }) => usage,
+                Ok(_) => continue,
                 Err(error) => {
                     failures.push(format!("case {} on {}: {error}", kernel.case, kernel.device));
                     continue;
@@ -188,10 +216,11 @@ mod compiled {
         writeln!(out, "{}", show(&devices, &rows))?;
         writeln!(
             out,
-            "{} variants, {} compiled for {}: {} failed, {} spill registers",
+            "{} variants, {} compiled for {}, {} more to PTX: {} failed, {} spill registers",
             rows.len(),
-            results.len(),
+            whole.len(),
             devices.join(", "),
+            results.len() - whole.len(),
             failures.len(),
             spills.len()
         )?;
@@ -238,7 +267,7 @@ mod compiled {
     const WITHOUT: &str = "this advect was built without CUDA: build it with `--features cuda`, or write the \
                            sources with `--emit cuda` or `--emit wgsl`";
 
-    pub(super) fn table(_: &[Kernel]) -> Result<ExitCode> {
+    pub(super) fn table(_: Vec<Kernel>, _: Vec<Kernel>) -> Result<ExitCode> {
         bail!(WITHOUT)
     }
 

@@ -87,6 +87,7 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         fuzz: args.fuzz,
         seed: args.seed,
         fail_fast: args.fail_fast,
+        unrepeated: false,
     };
     let mut session = Session {
         args,

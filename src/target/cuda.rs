@@ -76,11 +76,29 @@ impl Compiler {
     /// # Errors
     /// [`Error::Compile`] with the compiler's log.
     pub fn compile(&self, op: &'static str, source: &str, arch: &str, output: Output) -> Result<Artifact> {
-        let (major, minor) = self.nvrtc.version();
-        let options = nvrtc::options(arch, output, (major, minor)).join("\0");
-        let version = format!("NVRTC {major}.{minor}");
-        let key = Key::new([source.as_bytes(), options.as_bytes(), version.as_bytes()]);
+        let key = self.key(source, nvrtc::options(arch, output, self.nvrtc.version()));
         self.cache.get_or(&key, || self.nvrtc.compile(op, source, arch, output))
+    }
+
+    /// Finds or compiles machine code, and leaves the PTX where [`Compiler::compile`] finds it.
+    ///
+    /// # Errors
+    /// As [`Compiler::compile`].
+    pub fn compile_both(&self, op: &'static str, source: &str, arch: &str) -> Result<Artifact> {
+        let version = self.nvrtc.version();
+        let key = self.key(source, nvrtc::options_of_both(arch, version));
+        self.cache.get_or(&key, || {
+            let [cubin, ptx] = self.nvrtc.compile_both(op, source, arch)?;
+            let key = self.key(source, nvrtc::options(arch, Output::Ptx, version));
+            self.cache.get_or(&key, || Ok::<_, Error>(ptx))?;
+            Ok(cubin)
+        })
+    }
+
+    fn key(&self, source: &str, options: Vec<String>) -> Key {
+        let (major, minor) = self.nvrtc.version();
+        let version = format!("NVRTC {major}.{minor}");
+        Key::new([source.as_bytes(), options.join("\0").as_bytes(), version.as_bytes()])
     }
 }
 

@@ -51,6 +51,10 @@ pub fn wgsl() -> Vec<Caps> {
 /// The architectures that every CUDA kernel must compile for, as NVRTC names them (`sm_90a`).
 pub const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100a", "120a"];
 
+/// The architectures that the simulators of the tests execute: every CUDA code path, and both dialects of PTX. sm_75 has no
+/// tensor-core path, sm_80 typed PTX, sm_100 untyped PTX.
+pub const SIMULATED: [u32; 3] = [75, 80, 100];
+
 /// A CUDA device of an architecture (75, 80, ..): limits from the CUDA C++ Programming Guide, "Technical
 /// Specifications per Compute Capability"; as many multiprocessors as the smallest common ones have, so that small cases
 /// reach large tiles.

@@ -3,7 +3,7 @@
 use super::{OpVisitor, Verified, each_op};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-use crate::op::{self, Caps, Language};
+use crate::op::{self, Caps, Language, Op, Signature};
 use crate::source::{self, Variant};
 use crate::view::Memory;
 use std::cell::Cell;
@@ -96,16 +96,69 @@ impl Memory for Nowhere {
     }
 }
 
+/// What kernels are planned from.
+fn prepared<T: Op, I, O>(op: &T, args: T::Args<I, O>) -> Result<(T::Params, Signature)> {
+    // Each operand is in a space of its own, so that none overlaps an output.
+    let space = Cell::new(0);
+    let apart = || Ok(Nowhere(space.replace(space.get() + 1)));
+    let args = T::map(args, |_, v| v.try_map(|_| apart()), |_, v| v.try_map(|_| apart()))?;
+    op::prepare(op, &args)
+}
+
+/// Whether NVRTC makes the same of a CUDA source for two architectures, but for what it says they are: the source does not
+/// ask for which it is compiled, and their dialects of PTX are one.
+fn same_for(source: &str, one: u32, other: u32) -> bool {
+    !source.contains("__CUDA_ARCH__") && (one >= 100) == (other >= 100)
+}
+
+/// Leaves out what another architecture among them, newer and of the same dialect of PTX, has too: a simulator that executes
+/// the one and checks it learns nothing from the other.
+#[must_use]
+pub fn unrepeated(kernels: Vec<Kernel>) -> Vec<Kernel> {
+    let arch_of = |kernel: &Kernel| match kernel.language {
+        Language::Cuda { arch } => Some(arch),
+        Language::Wgsl { .. } => None,
+    };
+    let mut archs: HashMap<&Variant, Vec<u32>> = HashMap::new();
+    for kernel in &kernels {
+        archs.entry(&kernel.variant).or_default().extend(arch_of(kernel));
+    }
+    let repeated: Vec<bool> = kernels
+        .iter()
+        .map(|kernel| {
+            let Some(arch) = arch_of(kernel) else { return false };
+            let newer = archs[&kernel.variant].iter().filter(|&&newer| newer > arch);
+            newer.copied().any(|newer| same_for(&kernel.source(), arch, newer))
+        })
+        .collect();
+    kernels.into_iter().zip(repeated).filter_map(|(kernel, repeated)| (!repeated).then_some(kernel)).collect()
+}
+
+/// Whether a call on the device `caps` launches what it would launch on `newer`, as [`unrepeated`] says it.
+///
+/// # Errors
+/// Whatever is wrong with the call.
+#[cfg(feature = "ptx-sim")]
+pub(super) fn repeats<T: Op, I, O>(op: &T, args: T::Args<I, O>, caps: &Caps, newer: &Caps) -> Result<bool> {
+    let (Language::Cuda { arch }, Language::Cuda { arch: newer_arch }) = (caps.language, newer.language)
+    else {
+        return Ok(false);
+    };
+    let (params, signature) = prepared(op, args)?;
+    let variant = |caps: &Caps| {
+        op::plan(op, &params, &signature, caps).ok().map(|plan| Variant::new::<T>(&plan, signature.clone()))
+    };
+    let (Some(old), Some(new)) = (variant(caps), variant(newer)) else { return Ok(false) };
+    let source = || source::source::<T>(&old.signature, &old.consts, caps.language);
+    Ok(arch < newer_arch && old == new && same_for(&source(), arch, newer_arch))
+}
+
 impl Collect<'_> {
     fn collect<T: Verified>(&mut self) -> Result<()> {
         let mut calls = Vec::new();
         for dtype in Dtype::FLOATS {
             for case in T::cases(dtype) {
-                // Each operand is in a space of its own, so that none overlaps an output.
-                let space = Cell::new(0);
-                let apart = || Ok(Nowhere(space.replace(space.get() + 1)));
-                let args = T::map(case.args, |_, v| v.try_map(|_| apart()), |_, v| v.try_map(|()| apart()))?;
-                let (params, signature) = op::prepare(&case.op, &args)?;
+                let (params, signature) = prepared(&case.op, case.args)?;
                 calls.push((dtype, case.name, case.op, params, signature));
             }
         }
@@ -141,12 +194,18 @@ impl Collect<'_> {
     }
 }
 
-/// Leaves out kernels that hardly differ from others: each variant stays on one of its devices, in turn,
-/// and each device keeps enough that any two properties (constants, dtype, operands given) that its kernels
-/// combine are still combined.
+/// Leaves out kernels that hardly differ from others: each variant stays on one of its devices, in turn, and each device keeps
+/// enough that any two properties (constants, dtype, operands given) that its kernels combine are still combined.
+///
+/// Where some kernels are `handy`, being compiled half way for another purpose, variants stay on their devices if they can, and
+/// other devices keep every property instead of every two.
 #[must_use]
-pub fn cover(kernels: Vec<Kernel>) -> Vec<Kernel> {
-    let pairs: Vec<HashSet<u64>> = kernels.iter().map(pairs_of).collect();
+pub fn cover(kernels: Vec<Kernel>, handy: impl Fn(&Kernel) -> bool) -> Vec<Kernel> {
+    let handy_devices: HashSet<&str> =
+        kernels.iter().filter(|k| handy(k)).map(|k| k.device.as_str()).collect();
+    let strength =
+        |k: &Kernel| if handy_devices.is_empty() || handy_devices.contains(&*k.device) { 2 } else { 1 };
+    let pairs: Vec<HashSet<u64>> = kernels.iter().map(|k| combined(k, strength(k))).collect();
     let mut by_variant: HashMap<&Variant, Vec<usize>> = HashMap::new();
     let mut by_device: Vec<(&str, Vec<usize>)> = Vec::new();
     let mut kept = vec![false; kernels.len()];
@@ -157,7 +216,10 @@ pub fn cover(kernels: Vec<Kernel>) -> Vec<Kernel> {
             None => by_device.push((&kernel.device, vec![i])),
         }
     }
-    for (turn, of) in kernels.iter().filter_map(|k| by_variant.remove(&k.variant)).enumerate() {
+    for (turn, mut of) in kernels.iter().filter_map(|k| by_variant.remove(&k.variant)).enumerate() {
+        if of.iter().any(|&i| handy(&kernels[i])) {
+            of.retain(|&i| handy(&kernels[i]));
+        }
         kept[of[turn % of.len()]] = true;
     }
     for (_, all) in by_device {
@@ -179,8 +241,8 @@ pub fn cover(kernels: Vec<Kernel>) -> Vec<Kernel> {
     kernels.into_iter().zip(kept).filter_map(|(kernel, kept)| kept.then_some(kernel)).collect()
 }
 
-/// Every two properties of a kernel, hashed together with the op and the entry point.
-fn pairs_of(kernel: &Kernel) -> HashSet<u64> {
+/// Every property of a kernel, or with a strength of 2 every two, hashed together with the op and the entry point.
+fn combined(kernel: &Kernel, strength: usize) -> HashSet<u64> {
     let hash = |value: &dyn Fn(&mut DefaultHasher)| {
         let mut hasher = DefaultHasher::new();
         value(&mut hasher);
@@ -193,7 +255,7 @@ fn pairs_of(kernel: &Kernel) -> HashSet<u64> {
     let properties: Vec<u64> = operands.chain(constants).chain(dtype).collect();
     let mut pairs = HashSet::new();
     for (i, a) in properties.iter().enumerate() {
-        for b in &properties[i..] {
+        for b in properties[i..].iter().take(if strength == 1 { 1 } else { usize::MAX }) {
             pairs.insert(hash(&|h| (op, entry, a, b).hash(h)));
         }
     }
@@ -201,7 +263,7 @@ fn pairs_of(kernel: &Kernel) -> HashSet<u64> {
 }
 
 #[cfg(feature = "cuda")]
-pub use compile::{Compiled, compile};
+pub use compile::{Compiled, Make, compile};
 
 #[cfg(feature = "cuda")]
 mod compile {
@@ -212,6 +274,17 @@ mod compile {
     use crate::target::cuda::nvrtc::{Artifact, Output, Usage, architecture};
     use rayon::prelude::*;
 
+    /// What to make of a kernel.
+    #[derive(Debug, Clone, Copy, PartialEq, Eq)]
+    pub enum Make {
+        /// Machine code.
+        Cubin,
+        /// PTX.
+        Ptx,
+        /// Machine code, and PTX for a simulator that will ask the same cache.
+        Both,
+    }
+
     /// A compiled kernel.
     #[derive(Debug, Clone)]
     pub struct Compiled {
@@ -221,13 +294,13 @@ mod compile {
         pub usage: Option<Usage>,
     }
 
-    /// Compiles CUDA kernels on all cores, in order; `done` is called after each.
+    /// Compiles CUDA kernels on all cores to what `make` says; `done` is called after each. Results are in order.
     ///
     /// The inner errors are [`Error::Compile`], and [`Error::Unsupported`] for a kernel that is not CUDA.
     pub fn compile(
         compiler: &Compiler,
         kernels: &[Kernel],
-        output: Output,
+        make: impl Fn(&Kernel) -> Make + Sync,
         done: impl Fn() + Sync,
     ) -> Vec<Result<Compiled>> {
         let one = |kernel: &Kernel| {
@@ -240,9 +313,14 @@ mod compile {
                 });
             };
             let arch = architecture(arch);
-            let artifact = compiler.compile(kernel.variant.op, &kernel.source(), &arch, output)?;
+            let (op, source, make) = (kernel.variant.op, kernel.source(), make(kernel));
+            let artifact = match make {
+                Make::Cubin => compiler.compile(op, &source, &arch, Output::Cubin)?,
+                Make::Ptx => compiler.compile(op, &source, &arch, Output::Ptx)?,
+                Make::Both => compiler.compile_both(op, &source, &arch)?,
+            };
             let usage = Usage::parse(&artifact.log, kernel.variant.entry);
-            if output == Output::Cubin && usage.is_none() {
+            if make != Make::Ptx && usage.is_none() {
                 return Err(Error::Compile {
                     op: kernel.variant.op,
                     language: "CUDA",
@@ -289,16 +367,49 @@ mod tests {
     }
 
     #[test]
+    fn what_is_repeated_is_left_on_the_newest() {
+        let all = reached(&[75, 80, 100].map(presets::cuda_for), None).unwrap();
+        let some = unrepeated(all.clone());
+        let on = |of: &[Kernel], arch: &str| of.iter().filter(|k| k.device == arch).count();
+        assert!(on(&some, "sm_75") > 0 && on(&some, "sm_75") < on(&all, "sm_75") / 2);
+        for arch in ["sm_80", "sm_100"] {
+            assert_eq!(on(&some, arch), on(&all, arch), "{arch}");
+        }
+        let sources = |of: &[Kernel]| of.iter().map(Kernel::source).collect::<HashSet<_>>();
+        assert_eq!(sources(&all), sources(&some));
+        // Of f32, what asks for the architecture is compiled for both.
+        let asks = |k: &&Kernel| k.device == "sm_75" && k.source().contains("__CUDA_ARCH__");
+        assert_eq!(all.iter().filter(asks).count(), some.iter().filter(asks).count());
+    }
+
+    #[test]
     fn a_cover_keeps_every_variant_and_every_pair() {
         let all = reached(&presets::cuda(), None).unwrap();
-        let some = cover(all.clone());
+        let some = cover(all.clone(), |_| false);
         assert!(some.len() < all.len());
         let variants = |of: &[Kernel]| of.iter().map(|k| k.variant.clone()).collect::<HashSet<_>>();
         assert_eq!(variants(&all), variants(&some));
         let pairs = |of: &[Kernel]| {
-            let of_one = |k: &Kernel| pairs_of(k).into_iter().map(|pair| (k.device.clone(), pair)).collect();
+            let of_one =
+                |k: &Kernel| combined(k, 2).into_iter().map(|pair| (k.device.clone(), pair)).collect();
             of.iter().flat_map(|k| -> Vec<_> { of_one(k) }).collect::<HashSet<_>>()
         };
         assert_eq!(pairs(&all), pairs(&some));
+    }
+
+    #[test]
+    fn a_cover_prefers_what_is_handy() {
+        let all = reached(&presets::cuda(), None).unwrap();
+        let (some, even) = (cover(all.clone(), |k| k.device == "sm_80"), cover(all.clone(), |_| false));
+        assert!(some.len() < even.len());
+        let on = |of: &[Kernel], device: &str| of.iter().filter(|k| k.device == device).count();
+        assert_eq!(on(&some, "sm_80"), on(&all, "sm_80"), "every variant that sm_80 has");
+        let variants = |of: &[Kernel]| of.iter().map(|k| k.variant.clone()).collect::<HashSet<_>>();
+        assert_eq!(variants(&all), variants(&some));
+        let settings = |of: &[Kernel]| {
+            let of_one = |k: &Kernel| combined(k, 1).into_iter().map(|one| (k.device.clone(), one)).collect();
+            of.iter().flat_map(|k| -> Vec<_> { of_one(k) }).collect::<HashSet<_>>()
+        };
+        assert_eq!(settings(&all), settings(&some));
     }
 }

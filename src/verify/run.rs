@@ -28,11 +28,21 @@ pub struct Selection {
     /// Stop at the first failure. Cases then run in a random order, which finds it sooner than lists do, whose
     /// neighbours are alike.
     pub fail_fast: bool,
+    /// Leave out calls for which another device executes the same kernel: simulated GPUs what one of them, newer and of the
+    /// same dialect of PTX, has too, and all adapters but the first bf16.
+    pub unrepeated: bool,
 }
 
 impl Default for Selection {
     fn default() -> Self {
-        Self { dtypes: Dtype::FLOATS.to_vec(), case: None, fuzz: 0, seed: 0, fail_fast: false }
+        Self {
+            dtypes: Dtype::FLOATS.to_vec(),
+            case: None,
+            fuzz: 0,
+            seed: 0,
+            fail_fast: false,
+            unrepeated: false,
+        }
     }
 }
 
@@ -79,7 +89,7 @@ pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut
     }
     for (dtype, case) in &cases {
         let mut failed = false;
-        verify_case(case, *dtype, devices, &mut |outcome| {
+        verify_case(case, *dtype, devices, selection.unrepeated, &mut |outcome| {
             failed |= matches!(outcome.status, Status::Fail(_));
             each(outcome);
         });
@@ -108,19 +118,19 @@ impl Selection {
 }
 
 /// One case on all devices, side by side: most of them are programs, which seldom fill every core.
-fn verify_case<T: Verified>(case: &Case<T>, dtype: Dtype, devices: &[Device], each: &mut dyn FnMut(Outcome)) {
+fn verify_case<T: Verified>(
+    case: &Case<T>,
+    dtype: Dtype,
+    devices: &[Device],
+    unrepeated: bool,
+    each: &mut dyn FnMut(Outcome),
+) {
     let (prepared, name) = (&Prepared::new(case), &case.name);
     let on = &|device: &Device| {
-        let rounding = if device.face() == "wgpu" { Rounding::Wgsl } else { Rounding::Exact };
-        let (status, worst, at) = match execute(device, prepared) {
-            Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) if device.face() != "cpu" => {
-                (Status::Skip(error.to_string()), 0.0, Vec::new())
-            }
-            Err(error) => (Status::Fail(error.to_string()), f64::NAN, Vec::new()),
-            Ok(outputs) => {
-                let verdict = prepared.judge(&outputs, rounding);
-                (verdict.fault.map_or(Status::Pass, Status::Fail), verdict.worst, verdict.at)
-            }
+        let repeated = if unrepeated { repeated_by(prepared, dtype, device, devices) } else { None };
+        let (status, worst, at) = match repeated {
+            Some(other) => (Status::Skip(format!("{other} executes the same kernel")), 0.0, Vec::new()),
+            None => judged(device, prepared),
         };
         Outcome {
             op: T::NAME,
@@ -139,6 +149,44 @@ fn verify_case<T: Verified>(case: &Case<T>, dtype: Dtype, devices: &[Device], ea
         joined.map(|outcome| outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
     outcomes.into_iter().for_each(each);
+}
+
+/// What became of a case on a device, its largest error, and where that is.
+fn judged<T: Verified>(device: &Device, prepared: &Prepared<T>) -> (Status, f64, Vec<usize>) {
+    let rounding = if device.face() == "wgpu" { Rounding::Wgsl } else { Rounding::Exact };
+    match execute(device, prepared) {
+        Err(error @ (Error::Unsupported { .. } | Error::Limit { .. })) if device.face() != "cpu" => {
+            (Status::Skip(error.to_string()), 0.0, Vec::new())
+        }
+        Err(error) => (Status::Fail(error.to_string()), f64::NAN, Vec::new()),
+        Ok(outputs) => {
+            let verdict = prepared.judge(&outputs, rounding);
+            (verdict.fault.map_or(Status::Pass, Status::Fail), verdict.worst, verdict.at)
+        }
+    }
+}
+
+/// The device among these that executes for a case what this one would: another simulated GPU, or, of bf16, of which no
+/// WGSL knows, the first adapter.
+fn repeated_by<T: Verified>(
+    prepared: &Prepared<T>,
+    dtype: Dtype,
+    device: &Device,
+    devices: &[Device],
+) -> Option<String> {
+    #[cfg(feature = "ptx-sim")]
+    if let Device::PtxSim(this) = device {
+        let repeats = |other: &&Device| {
+            let Device::PtxSim(other) = other else { return false };
+            let args = prepared.args.duplicate();
+            // A call that is at fault shows it when it runs.
+            super::kernels::repeats(&prepared.op, args, this.caps(), other.caps()).unwrap_or(false)
+        };
+        return devices.iter().find(repeats).map(Device::name);
+    }
+    let first = devices.iter().find(|d| d.face() == device.face())?;
+    let later = device.face() == "wgpu" && !std::ptr::eq(first, device);
+    (later && dtype == Dtype::Bf16).then(|| first.name())
 }
 
 /// Uploads the memory images, runs the op, and brings the outputs' memory back.
@@ -183,11 +231,12 @@ pub fn execute<T: Verified>(device: &Device, prepared: &Prepared<T>) -> Result<V
     outputs.iter().map(download).collect()
 }
 
-/// Every device that this machine offers to tests: the CPU with each of its instruction sets, and the
-/// first adapter of wgpu (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`), and the first CUDA device. `ADVECT_FACES=cpu,wgpu` leaves out all other faces.
+/// Every device that this machine offers to tests: the CPU with each of its instruction sets, the first adapter of wgpu
+/// (choose it with `VK_ICD_FILENAMES` and `WGPU_BACKEND`) or the first `ADVECT_ADAPTERS`, the first CUDA device, and the
+/// simulated ones. `ADVECT_FACES=cpu,wgpu` leaves out all other faces.
 ///
 /// # Errors
-/// When the CPU's threads cannot be started.
+/// When the CPU's threads cannot be started; [`Error::Unavailable`] when there are fewer adapters than `ADVECT_ADAPTERS`.
 pub fn devices() -> Result<Vec<Device>> {
     let mut all = Vec::new();
     if chosen("cpu") {
@@ -197,7 +246,7 @@ pub fn devices() -> Result<Vec<Device>> {
     }
     #[cfg(feature = "wgpu")]
     if chosen("wgpu") {
-        all.extend(folding()?);
+        all.extend(folding(adapter_count())?);
     }
     #[cfg(feature = "cuda")]
     if chosen("cuda") {
@@ -213,28 +262,52 @@ pub fn devices() -> Result<Vec<Device>> {
     Ok(all)
 }
 
-/// The first adapter of wgpu, if any, opened with so few workgroups along an axis that grids are folded, with some
-/// workgroups past the last: as it comes, that takes calls of more than 65535 workgroups.
+/// The first adapter of wgpu, if any, or the first `count`, opened with so few workgroups along an axis that grids are
+/// folded, with some workgroups past the last: as they come, that takes calls of more than 65535 workgroups.
 #[cfg(feature = "wgpu")]
-fn folding() -> Result<Option<Device>> {
+fn folding(count: Option<usize>) -> Result<Vec<Device>> {
     use crate::target::wgpu::{Queue, Wgpu, adapters, open_with};
-    let Some(adapter) = adapters().into_iter().next() else { return Ok(None) };
-    let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 50, ..adapter.limits() };
-    let (device, queue) = open_with(&adapter, limits)?;
-    Ok(Some(Device::Wgpu(Queue::new((Wgpu::from_device(device), queue)))))
+    let found = adapters();
+    if let Some(count) = count.filter(|&count| count > found.len()) {
+        return Err(Error::Unavailable {
+            target: "wgpu",
+            why: format!("there are {} adapters, and ADVECT_ADAPTERS asks for {count}", found.len()),
+            remedy: "see WGPU_BACKEND and VK_ICD_FILENAMES".into(),
+        });
+    }
+    let open = |adapter: &wgpu::Adapter| {
+        let limits = wgpu::Limits { max_compute_workgroups_per_dimension: 50, ..adapter.limits() };
+        let (device, queue) = open_with(adapter, limits)?;
+        Ok(Device::Wgpu(Queue::new((Wgpu::from_device(device), queue))))
+    };
+    found.iter().take(count.unwrap_or(1)).map(open).collect()
 }
 
-/// Simulated GPUs that together cover every CUDA code path and both dialects of PTX, each with another order
-/// of warps: sm_75 (no tensor-core path), sm_80 (typed PTX), sm_100 (untyped PTX).
+/// The number in `ADVECT_ADAPTERS`, when it is set.
+///
+/// # Panics
+/// When it is no number: what is misspelt must not be a check left out.
+#[cfg(feature = "wgpu")]
+fn adapter_count() -> Option<usize> {
+    let text = std::env::var("ADVECT_ADAPTERS").ok()?;
+    Some(text.parse().unwrap_or_else(|_| panic!("ADVECT_ADAPTERS: what number is {text}?")))
+}
+
+/// Simulated GPUs of [`SIMULATED`](crate::target::presets::SIMULATED), each with another order of warps.
 ///
 /// # Errors
 /// [`Error::Unavailable`] without NVRTC.
 #[cfg(feature = "ptx-sim")]
 pub fn simulators() -> Result<Vec<Device>> {
+    use crate::target::presets::SIMULATED;
     use crate::target::ptx_sim::PtxSim;
     use ptx_sim::Schedule;
-    let orders = [(75, Schedule::Random(1)), (80, Schedule::FirstWarpFirst), (100, Schedule::LastWarpFirst)];
-    orders.into_iter().map(|(arch, order)| Ok(Device::PtxSim(PtxSim::new(arch, order)?))).collect()
+    let orders = [Schedule::Random(1), Schedule::FirstWarpFirst, Schedule::LastWarpFirst];
+    SIMULATED
+        .into_iter()
+        .zip(orders)
+        .map(|(arch, order)| Ok(Device::PtxSim(PtxSim::new(arch, order)?)))
+        .collect()
 }
 
 /// A list of faces in an environment variable: `cpu,wgpu`.
@@ -276,7 +349,7 @@ pub fn assert_op<T: Verified>(fuzz: usize) {
     };
     println!("{}: random cases from ADVECT_SEED={seed}", T::NAME);
     let devices = devices().expect("the CPU is always there");
-    let selection = Selection { dtypes: dtypes(), fuzz, seed, ..Selection::default() };
+    let selection = Selection { dtypes: dtypes(), fuzz, seed, unrepeated: true, ..Selection::default() };
     let mut failures = Vec::new();
     let mut ran: std::collections::BTreeMap<String, (usize, usize, f64)> = Default::default();
     verify::verify::<T>(&devices, &selection, &mut |o| {
@@ -300,11 +373,13 @@ pub fn assert_op<T: Verified>(fuzz: usize) {
     failures.truncate(20);
     assert!(count == 0, "{count} cases failed (ADVECT_SEED={seed}); the first:\n{}", failures.join("\n"));
     for face in required() {
-        let passed: usize = devices
-            .iter()
-            .filter(|d| d.face() == face)
-            .flat_map(|d| Dtype::FLOATS.map(|t| ran.get(&format!("{} {t}", d.name())).map_or(0, |r| r.0)))
-            .sum();
-        assert!(passed > 0, "{}: no case ran on {face}, which ADVECT_REQUIRE asks for", T::NAME);
+        let passed = |device: &Device| -> usize {
+            Dtype::FLOATS.iter().map(|t| ran.get(&format!("{} {t}", device.name())).map_or(0, |r| r.0)).sum()
+        };
+        let of_face: Vec<usize> = devices.iter().filter(|d| d.face() == face).map(passed).collect();
+        // Adapters differ in what they take: each has to show that it takes something.
+        let ran = if face == "wgpu" { of_face.iter().min() } else { of_face.iter().max() };
+        let ran = ran.copied().unwrap_or(0);
+        assert!(ran > 0, "{}: no case ran on {face}, which ADVECT_REQUIRE asks for", T::NAME);
     }
 }

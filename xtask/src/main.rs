@@ -56,9 +56,10 @@ fn main() -> ExitCode {
         Chore::Burn => test::burn(),
         Chore::Capi { prefix } => capi::install(&prefix),
         Chore::Header => capi::header(),
-        Chore::Kernels { cover } => {
-            setup::nvrtc().and_then(|nvrtc| kernels::kernels(step::program("advect")?, &nvrtc, !cover))
-        }
+        Chore::Kernels { cover } => setup::nvrtc().and_then(|nvrtc| {
+            let options: &[&str] = if cover { &["--cover"] } else { &[] };
+            kernels::kernels(step::program("advect")?, &nvrtc, options)
+        }),
         Chore::Package => package::package(true),
         Chore::Mutants(args) => setup::setup().and_then(|found| mutants::mutants(&found, &args)),
     };

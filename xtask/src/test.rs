@@ -7,10 +7,12 @@ use anyhow::Result;
 use std::path::Path;
 use std::process::Command;
 
-/// The feature sets that must build, lint clean and test: all, each alone, none.
+const NO_FEATURES: &str = "--package advect --package advect-capi --no-default-features";
+
+/// The feature sets that must build and lint clean: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
     ("default features and the simulator", EVERYTHING),
-    ("no features", "--package advect --package advect-capi --no-default-features"),
+    ("no features", NO_FEATURES),
     ("the command line alone", "--package advect --no-default-features --features cli"),
     ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
     ("wgpu alone", "--package advect --package advect-capi --no-default-features --features wgpu"),
@@ -38,39 +40,34 @@ pub(crate) fn test() -> Result<()> {
         let mut build = cargo("build --quiet --bins --tests");
         run(build.args(EVERYTHING.split_whitespace()))
     })?;
-    steps.step("PTX for the simulator", || kernels::simulated(step::built("advect"), &found.nvrtc))?;
-    // One build for both runs: everything on the CPU, SwiftShader and the PTX simulator; then the devices'
-    // tests again on lavapipe, which has f16 and wider subgroups. Of bf16 no WGSL knows: it is the same code on both.
+    // On all cores, and before the tests, which would compile one kernel after the other what they execute.
+    steps.step("kernel matrix", || {
+        kernels::kernels(step::built("advect"), &found.nvrtc, &["--cover", "--simulated"])
+    })?;
     let everything = || {
         let mut command = cargo("test --quiet");
         command.args(EVERYTHING.split_whitespace());
         command
     };
-    steps.step("tests: CPU, SwiftShader, PTX simulator", || {
-        let faces = "cpu,wgpu,ptx-sim";
-        run(&mut on(everything(), &found, &found.swiftshader, faces))
+    // Both drivers in one process: lavapipe has f16 and wider subgroups, SwiftShader strict limits.
+    steps.step("tests: CPU, SwiftShader, lavapipe, PTX simulator", || {
+        let drivers = std::env::join_paths([&found.swiftshader, &found.lavapipe])?;
+        let mut command = on(everything(), &found, Path::new(&drivers), "cpu,wgpu,ptx-sim");
+        run(command.env("ADVECT_ADAPTERS", "2"))
     })?;
-    steps.step("tests: lavapipe", || {
+    steps.step("tests: the wgpu target on lavapipe", || {
         let mut command = everything();
-        for name in device_tests()? {
-            command.args(["--test", &name]);
-        }
-        run(on(command, &found, &found.lavapipe, "wgpu").env("ADVECT_DTYPES", "f32,f16"))
+        command.args(["--test", "wgpu"]);
+        run(&mut on(command, &found, &found.lavapipe, "wgpu"))
     })?;
-    // The program alone has the library of no features, which is tested as that.
-    for (name, flags) in FEATURES[1..].iter().filter(|(_, flags)| !flags.ends_with("cli")) {
-        let faces = if flags.contains("wgpu") { "cpu,wgpu" } else { "cpu" };
-        steps.step(&format!("tests: {name}"), || {
-            let mut command = cargo("test --quiet --test contract --test harness --test resample");
-            // They compute little, and the optimizer would take longer than all that these tests do.
-            command.args(["--config", "profile.dev.package.advect.opt-level=0"]);
-            command.args(flags.split_whitespace());
-            if flags.ends_with("cuda") {
-                command.args(["--test", "cuda"]);
-            }
-            run(&mut on(command, &found, &found.swiftshader, faces))
-        })?;
-    }
+    // What differs between feature sets is what is compiled, which the lints have seen; the smallest also runs.
+    steps.step("tests: no features", || {
+        let mut command = cargo("test --quiet --test contract --test harness --test resample");
+        // They compute little, and the optimizer would take longer than all that these tests do.
+        command.args(["--config", "profile.dev.package.advect.opt-level=0"]);
+        command.args(NO_FEATURES.split_whitespace());
+        run(&mut on(command, &found, &found.swiftshader, "cpu"))
+    })?;
     steps.step("host: an engine on wgpu", || {
         let engine = step::built("advect-host-wgpu-engine");
         run(&mut on(engine, &found, &found.swiftshader, "wgpu"))
@@ -81,12 +78,12 @@ pub(crate) fn test() -> Result<()> {
         run(on(graph, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
     })?;
     steps.step("docs", || {
-        run(cargo("doc --quiet --no-deps --workspace --exclude advect-burn")
+        run(cargo("doc --quiet --no-deps")
+            .args(EVERYTHING.split_whitespace())
             .env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.step("minimum Rust version", minimum_rust)?;
     steps.step("package", || package::package(false))?;
-    steps.step("kernel matrix", || kernels::kernels(step::built("advect"), &found.nvrtc, false))?;
     steps.summary();
     Ok(())
 }
@@ -107,7 +104,7 @@ pub(crate) fn burn() -> Result<()> {
     Ok(())
 }
 
-/// A test command on one Vulkan driver and on these faces, of which none may be missing.
+/// A test command on a Vulkan driver, or a list of them, and on these faces, of which none may be missing.
 fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Command {
     command
         .env("VK_ICD_FILENAMES", driver)
@@ -122,21 +119,6 @@ fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Comman
         .env("ADVECT_REQUIRE_HOSTS", "c,python")
         .env("ADVECT_NUMPY", found.numpy.as_deref().unwrap_or(Path::new("")));
     command
-}
-
-/// The tests that run on devices: one per op, and that of the wgpu target. They are found, not listed, so
-/// that a new op is not forgotten.
-fn device_tests() -> Result<Vec<String>> {
-    let mut names = vec!["wgpu".to_owned()];
-    for file in std::fs::read_dir(step::root().join("src/ops"))? {
-        let path = file?.path();
-        let Some(stem) = path.file_stem().map(|s| s.to_string_lossy().into_owned()) else { continue };
-        if step::root().join("tests").join(format!("{stem}.rs")).exists() {
-            names.push(stem);
-        }
-    }
-    names.sort();
-    Ok(names)
 }
 
 /// The oldest Rust that is promised checks everything, unless it is the one that has just done so.

@@ -14,7 +14,7 @@ use std::ffi::{CStr, CString, OsString, c_char, c_int, c_void};
 use std::path::{Path, PathBuf};
 use std::sync::OnceLock;
 
-type Program = *mut c_void;
+type Handle = *mut c_void;
 type Status = c_int;
 
 const SUCCESS: Status = 0;
@@ -40,16 +40,16 @@ functions! {
     architectures: b"nvrtcGetSupportedArchs"(*mut c_int) -> Status;
     error_string: b"nvrtcGetErrorString"(Status) -> *const c_char;
     create: b"nvrtcCreateProgram"(
-        *mut Program, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char
+        *mut Handle, *const c_char, *const c_char, c_int, *const *const c_char, *const *const c_char
     ) -> Status;
-    destroy: b"nvrtcDestroyProgram"(*mut Program) -> Status;
-    compile: b"nvrtcCompileProgram"(Program, c_int, *const *const c_char) -> Status;
-    log_size: b"nvrtcGetProgramLogSize"(Program, *mut usize) -> Status;
-    log: b"nvrtcGetProgramLog"(Program, *mut c_char) -> Status;
-    ptx_size: b"nvrtcGetPTXSize"(Program, *mut usize) -> Status;
-    ptx: b"nvrtcGetPTX"(Program, *mut c_char) -> Status;
-    cubin_size: b"nvrtcGetCUBINSize"(Program, *mut usize) -> Status;
-    cubin: b"nvrtcGetCUBIN"(Program, *mut c_char) -> Status;
+    destroy: b"nvrtcDestroyProgram"(*mut Handle) -> Status;
+    compile: b"nvrtcCompileProgram"(Handle, c_int, *const *const c_char) -> Status;
+    log_size: b"nvrtcGetProgramLogSize"(Handle, *mut usize) -> Status;
+    log: b"nvrtcGetProgramLog"(Handle, *mut c_char) -> Status;
+    ptx_size: b"nvrtcGetPTXSize"(Handle, *mut usize) -> Status;
+    ptx: b"nvrtcGetPTX"(Handle, *mut c_char) -> Status;
+    cubin_size: b"nvrtcGetCUBINSize"(Handle, *mut usize) -> Status;
+    cubin: b"nvrtcGetCUBIN"(Handle, *mut c_char) -> Status;
 }
 
 /// The loaded compiler. NVRTC may be called from several threads at once.
@@ -88,12 +88,21 @@ pub struct Artifact {
     pub log: String,
 }
 
+/// PTX is for the simulator, whose findings name the line of the kernel file.
+const LINES: &str = "--generate-line-info";
+
+/// The options with which machine code and PTX come from one compilation.
+pub fn options_of_both(arch: &str, version: (u32, u32)) -> Vec<String> {
+    let mut all = options(arch, Output::Cubin, version);
+    all.push(LINES.into());
+    all
+}
+
 /// The options a kernel is compiled with for an architecture as NVRTC names it (`75`, `90a`) by a version of it.
 pub fn options(arch: &str, output: Output, version: (u32, u32)) -> Vec<String> {
-    // PTX is for the simulator, whose findings name the line of the kernel file.
     let (machine, last) = match output {
         Output::Cubin => ("sm", "--ptxas-options=-v"),
-        Output::Ptx => ("compute", "--generate-line-info"),
+        Output::Ptx => ("compute", LINES),
     };
     let mut all = vec![
         format!("--gpu-architecture={machine}_{arch}"),
@@ -191,18 +200,36 @@ impl Nvrtc {
     /// # Errors
     /// [`Error::Compile`] with the compiler's log.
     pub fn compile(&self, op: &'static str, source: &str, arch: &str, output: Output) -> Result<Artifact> {
-        let failed = |log: String| Error::Compile { op, language: "CUDA", target: format!("sm_{arch}"), log };
-        let c_string = |s: String| CString::new(s).map_err(|e| failed(e.to_string()));
+        self.program(op, source, arch, options(arch, output, self.version))?.artifact(output)
+    }
+
+    /// Compiles to machine code, and keeps the PTX on the way: what [`Nvrtc::compile`] makes of either, for little more than
+    /// the machine code alone.
+    ///
+    /// # Errors
+    /// As [`Nvrtc::compile`].
+    pub fn compile_both(&self, op: &'static str, source: &str, arch: &str) -> Result<[Artifact; 2]> {
+        let program = self.program(op, source, arch, options_of_both(arch, self.version))?;
+        Ok([program.artifact(Output::Cubin)?, program.artifact(Output::Ptx)?])
+    }
+
+    fn program(
+        &self,
+        op: &'static str,
+        source: &str,
+        arch: &str,
+        options: Vec<String>,
+    ) -> Result<Program<'_>> {
+        let mut program = Program { nvrtc: self, op, arch: arch.to_owned(), handle: std::ptr::null_mut() };
+        let c_string = |s: String| CString::new(s).map_err(|e| program.failed(e.to_string()));
         let (text, name) = (c_string(source.to_owned())?, c_string(format!("{op}.cu"))?);
-        let options =
-            options(arch, output, self.version).into_iter().map(c_string).collect::<Result<Vec<_>>>()?;
+        let options = options.into_iter().map(c_string).collect::<Result<Vec<_>>>()?;
         let options: Vec<*const c_char> = options.iter().map(|o| o.as_ptr()).collect();
-        let mut program = Running { functions: &self.functions, program: std::ptr::null_mut() };
-        // SAFETY: the strings outlive the program, which is destroyed by `Running`; there are no headers.
+        // SAFETY: the strings outlive the calls, the handle is destroyed with the program; there are no headers.
         let status = unsafe {
             let no_headers = std::ptr::null();
             (self.functions.create)(
-                &mut program.program,
+                &mut program.handle,
                 text.as_ptr(),
                 name.as_ptr(),
                 0,
@@ -211,29 +238,15 @@ impl Nvrtc {
             )
         };
         if status != SUCCESS {
-            return Err(failed(self.says(status)));
+            return Err(program.failed(self.says(status)));
         }
         // SAFETY: the program was created above and the options are as many strings as is said.
         let status =
-            unsafe { (self.functions.compile)(program.program, options.len() as c_int, options.as_ptr()) };
-        let log = program.text(self.functions.log_size, self.functions.log).unwrap_or_default();
-        let log = String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned();
+            unsafe { (self.functions.compile)(program.handle, options.len() as c_int, options.as_ptr()) };
         if status != SUCCESS {
-            return Err(failed(format!("{}\n{log}", self.says(status))));
+            return Err(program.failed(format!("{}\n{}", self.says(status), program.log())));
         }
-        let bytes = match output {
-            Output::Cubin => program.text(self.functions.cubin_size, self.functions.cubin),
-            Output::Ptx => program.text(self.functions.ptx_size, self.functions.ptx).map(|mut text| {
-                while text.last() == Some(&0) {
-                    text.pop();
-                }
-                text
-            }),
-        };
-        match bytes {
-            Ok(bytes) => Ok(Artifact { bytes, log }),
-            Err(status) => Err(failed(self.says(status))),
-        }
+        Ok(program)
     }
 
     fn says(&self, status: Status) -> String {
@@ -242,37 +255,64 @@ impl Nvrtc {
     }
 }
 
-/// A program that is destroyed when it goes out of scope.
-struct Running<'a> {
-    functions: &'a Functions,
-    program: Program,
+/// A program, destroyed when it goes out of scope.
+struct Program<'a> {
+    nvrtc: &'a Nvrtc,
+    op: &'static str,
+    arch: String,
+    handle: Handle,
 }
 
-impl Running<'_> {
+type Size = unsafe extern "C" fn(Handle, *mut usize) -> Status;
+type Get = unsafe extern "C" fn(Handle, *mut c_char) -> Status;
+
+impl Program<'_> {
+    /// What was compiled.
+    fn artifact(&self, output: Output) -> Result<Artifact> {
+        let Functions { cubin_size, cubin, ptx_size, ptx, .. } = self.nvrtc.functions;
+        let (size, get) = match output {
+            Output::Cubin => (cubin_size, cubin),
+            Output::Ptx => (ptx_size, ptx),
+        };
+        let mut bytes = self.text(size, get).map_err(|status| self.failed(self.nvrtc.says(status)))?;
+        if output == Output::Ptx {
+            while bytes.last() == Some(&0) {
+                bytes.pop();
+            }
+        }
+        Ok(Artifact { bytes, log: self.log() })
+    }
+
+    fn log(&self) -> String {
+        let Functions { log_size, log, .. } = self.nvrtc.functions;
+        let log = self.text(log_size, log).unwrap_or_default();
+        String::from_utf8_lossy(&log).trim_end_matches(['\0', '\n']).to_owned()
+    }
+
+    fn failed(&self, log: String) -> Error {
+        Error::Compile { op: self.op, language: "CUDA", target: format!("sm_{}", self.arch), log }
+    }
+
     /// One of the program's texts: its size, then its bytes.
-    fn text(
-        &self,
-        size: unsafe extern "C" fn(Program, *mut usize) -> Status,
-        get: unsafe extern "C" fn(Program, *mut c_char) -> Status,
-    ) -> Result<Vec<u8>, Status> {
+    fn text(&self, size: Size, get: Get) -> Result<Vec<u8>, Status> {
         let mut bytes = 0;
         // SAFETY: the program is alive and `bytes` is valid for the call.
-        let status = unsafe { size(self.program, &mut bytes) };
+        let status = unsafe { size(self.handle, &mut bytes) };
         if status != SUCCESS {
             return Err(status);
         }
         let mut text = vec![0u8; bytes];
         // SAFETY: the buffer has the size that NVRTC asked for.
-        let status = unsafe { get(self.program, text.as_mut_ptr().cast()) };
+        let status = unsafe { get(self.handle, text.as_mut_ptr().cast()) };
         if status == SUCCESS { Ok(text) } else { Err(status) }
     }
 }
 
-impl Drop for Running<'_> {
+impl Drop for Program<'_> {
     fn drop(&mut self) {
-        if !self.program.is_null() {
+        if !self.handle.is_null() {
             // SAFETY: created by `nvrtcCreateProgram` and destroyed only here.
-            unsafe { (self.functions.destroy)(&mut self.program) };
+            unsafe { (self.nvrtc.functions.destroy)(&mut self.handle) };
         }
     }
 }
