@@ -90,32 +90,35 @@ fn capped(s: vec4<f32>) -> vec4<f32> {
 // Tokens of a sequence: the first of them, how many rows of memory they have, and how many there are.
 struct Tokens { start: u32, rows: u32, length: i32 }
 
+// The tokens of a packed sequence that starts at token `start` and ends before `end`, of `total`: `most` at most.
+fn tokens_of(start: i32, end: i32, total: u32, most: u32) -> Tokens {
+    let first = clamp(start, 0, i32(total));
+    let rows = min(clamp(end, first, i32(total)) - first, i32(most));
+    return Tokens(u32(first), u32(rows), rows);
+}
+
 // The queries and the keys of batch entry b.
 fn queries_of(b: u32) -> Tokens {
-    var start = 0;
-    var rows = i32(p.nq);
+    var queries = Tokens(0u, p.nq, i32(p.nq));
 #if HAS_CU_SEQLENS_Q
-    start = clamp(load_cu_seqlens_q(b * p.cu_seqlens_q_b), 0, i32(p.q_total));
-    rows = min(clamp(load_cu_seqlens_q((b + 1u) * p.cu_seqlens_q_b), start, i32(p.q_total)) - start, rows);
+    let at = b * p.cu_seqlens_q_b;
+    queries = tokens_of(load_cu_seqlens_q(at), load_cu_seqlens_q(at + p.cu_seqlens_q_b), p.q_total, p.nq);
 #endif
-    var length = rows;
 #if HAS_Q_LENGTHS
-    length = clamp(load_q_lengths(b * p.q_lengths_b), 0, rows);
+    queries.length = clamp(load_q_lengths(b * p.q_lengths_b), 0, queries.length);
 #endif
-    return Tokens(u32(start), u32(rows), length);
+    return queries;
 }
 fn keys_of(b: u32) -> Tokens {
-    var start = 0;
-    var rows = i32(p.nk);
+    var keys = Tokens(0u, p.nk, i32(p.nk));
 #if HAS_CU_SEQLENS_K
-    start = clamp(load_cu_seqlens_k(b * p.cu_seqlens_k_b), 0, i32(p.k_total));
-    rows = min(clamp(load_cu_seqlens_k((b + 1u) * p.cu_seqlens_k_b), start, i32(p.k_total)) - start, rows);
+    let at = b * p.cu_seqlens_k_b;
+    keys = tokens_of(load_cu_seqlens_k(at), load_cu_seqlens_k(at + p.cu_seqlens_k_b), p.k_total, p.nk);
 #endif
-    var length = rows;
 #if HAS_K_LENGTHS
-    length = clamp(load_k_lengths(b * p.k_lengths_b), 0, rows);
+    keys.length = clamp(load_k_lengths(b * p.k_lengths_b), 0, keys.length);
 #endif
-    return Tokens(u32(start), u32(rows), length);
+    return keys;
 }
 
 // How far a token of a sequence lies from the first of k or v, in elements, pages and tokens being so far apart.

@@ -734,6 +734,8 @@ pub(crate) struct Function {
     pub(crate) param_bytes: u32,
     /// Bytes of local variables, and of call parameters.
     pub(crate) frame_bytes: u32,
+    /// Where its variables lie in the frame, and how large they are: what is between them belongs to nothing.
+    pub(crate) frame_vars: Vec<(u32, u32)>,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_threads: Option<u32>,
     /// Smallest access to shared and to global memory, in bytes: what the race checks must resolve.

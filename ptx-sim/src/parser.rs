@@ -8,6 +8,7 @@ use crate::lexer::{Tok, Token, error, lex};
 
 /// PTX text longer than this is refused.
 const MAX_TEXT: usize = 64 << 20;
+const MAX_SCOPES: usize = 1 << 18;
 const MAX_NESTING: usize = 256;
 const MAX_VARIABLE: u64 = 1 << 28;
 
@@ -279,7 +280,7 @@ impl<'a> Parser<'a> {
 
     /// What follows the state space: `.align 4 .b8 name[16] = {...}`.
     fn variable(&mut self, space: Space, is_extern: bool) -> Result<VarDecl<'a>> {
-        let (mut align, mut vector, mut ty) = (None, 1u64, None);
+        let (mut align, mut vector, mut ty, mut is_pointer) = (None, 1u64, None, false);
         while let Some(Tok::Word(w)) = self.peek() {
             if !w.starts_with('.') {
                 break;
@@ -288,8 +289,10 @@ impl<'a> Parser<'a> {
             self.pos += 1;
             // `.align.16`-like joins do not occur, but `.param.b32` style joins do not either: one modifier a word.
             match &w[1..] {
+                // Behind `.ptr` it is the alignment of what the parameter points to, not its own.
+                "align" if is_pointer => _ = self.u32()?,
                 "align" => align = Some(self.u32()?),
-                "ptr" => {}
+                "ptr" => is_pointer = true,
                 "global" | "const" | "shared" | "local" | "managed" | "unified" => {}
                 "attribute" => {
                     self.expect(b'(')?;
@@ -513,8 +516,8 @@ impl<'a> Parser<'a> {
             match tok {
                 Tok::Punct(b'{') => {
                     self.pos += 1;
-                    if stack.len() > MAX_NESTING {
-                        return Err(error(line, "scopes nest too deep"));
+                    if stack.len() > MAX_NESTING || body.scopes.len() > MAX_SCOPES {
+                        return Err(error(line, "scopes nest too deep, or are too many"));
                     }
                     body.scopes.push(Scope { parent: stack.last().copied(), ..Scope::default() });
                     stack.push(body.scopes.len() as u32 - 1);

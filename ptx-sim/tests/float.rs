@@ -486,6 +486,19 @@ fn conversions_between_floats() {
     exact("cvt.rn.relu.f16.f32", 16, &[32], &[&near], |v| {
         if f(v[0]) < 0.0 { 0 } else { f16::from_f32(f(v[0])).to_bits().into() }
     });
+    // Flushing is of f32: it leaves subnormal results of f16 alone.
+    exact("cvt.rn.ftz.f16.f32", 16, &[32], &[&near], |v| {
+        let x = if f(v[0]).is_subnormal() { 0.0f32.copysign(f(v[0])) } else { f(v[0]) };
+        f16::from_f32(x).to_bits().into()
+    });
+    // Clamped at 0 below, and at the largest number above, of both halves.
+    exact("cvt.rn.relu.satfinite.f16x2.f32", 32, &[32; 2], &[F32, F32], |v| {
+        let one = |v: u64| match f(v) {
+            x if x.is_nan() => 0x7fff,
+            x => u64::from(f16::from_f32(x.clamp(0.0, 65504.0)).to_bits() & 0x7fff),
+        };
+        one(v[0]) << 16 | one(v[1])
+    });
     // To tf32: 13 bits go, ties away from zero.
     exact("cvt.rna.tf32.f32", 32, &[32], &[F32], |v| {
         let x = f(v[0]);
@@ -529,18 +542,17 @@ fn conversions_to_and_from_integers() {
         type Rounding = (&'static str, fn(f64) -> f64);
         let roundings: [Rounding; 4] =
             [("rni", f64::round_ties_even), ("rzi", f64::trunc), ("rmi", f64::floor), ("rpi", f64::ceil)];
-        let nan = match name {
-            "s64" | "u64" => 1u64 << 63,
-            _ => 0,
-        };
+        // What a NaN becomes from or to 64 bits; otherwise 0.
+        let highest = 1u64 << (bits - 1);
+        let nan = if bits == 64 { highest } else { 0 };
         for (mode, def) in roundings {
-            let to_int = |x: f64| {
+            let to_int = |x: f64, nan: u64| {
                 if x.is_nan() { nan } else { (def(x) as i128).clamp(min, max) as u64 }
             };
-            exact(&format!("cvt.{mode}.{name}.f32"), bits, &[32], &[F32], |v| to_int(f(v[0]).into()));
-            exact(&format!("cvt.{mode}.{name}.f64"), bits, &[64], &[F64], |v| to_int(d(v[0])));
+            exact(&format!("cvt.{mode}.{name}.f32"), bits, &[32], &[F32], |v| to_int(f(v[0]).into(), nan));
+            exact(&format!("cvt.{mode}.{name}.f64"), bits, &[64], &[F64], |v| to_int(d(v[0]), highest));
             exact(&format!("cvt.{mode}.{name}.f16"), bits, &[16], &[F16], |v| {
-                to_int(f16::from_bits(v[0] as u16).into())
+                to_int(f16::from_bits(v[0] as u16).into(), nan)
             });
             exact(&format!("cvt.{mode}.f32.f32"), 32, &[32], &[F32], |v| bits32(def(f(v[0]).into()) as f32));
         }
@@ -554,5 +566,50 @@ fn conversions_to_and_from_integers() {
         } else {
             0
         }
+    });
+}
+
+#[test]
+fn approximations_where_they_are_not_close() {
+    let (large, small): (u64, u64) = (bits32(2f32.powi(127)), bits32(2f32.powi(126)));
+    let values: &[u64] = &[bits32(1.0), bits32(-3.0), bits32(f32::INFINITY), bits32(2f32.powi(127))];
+    // Beyond 2^126 the quotient is 0, and of an infinity no number.
+    exact("div.approx.f32", 32, &[32; 2], &[values, &[large, large | 1 << 31, small]], |v| {
+        let (a, b) = (f(v[0]), f(v[1]));
+        if b.abs() <= 2f32.powi(126) {
+            bits32(a / b)
+        } else if a.is_infinite() {
+            0x7fff_ffff
+        } else {
+            (v[0] ^ v[1]) & 0x8000_0000
+        }
+    });
+    exact("div.full.f32", 32, &[32; 2], &[values, &[large, small]], |v| bits32(f(v[0]) / f(v[1])));
+    // In f64 the form that flushes has the upper word only.
+    exact(
+        "rsqrt.approx.f64",
+        64,
+        &[64],
+        &[&[3.0f64.to_bits(), 1e-310f64.to_bits(), 4.0f64.to_bits()]],
+        |v| (1.0 / d(v[0]).sqrt()).to_bits(),
+    );
+    exact("rsqrt.approx.ftz.f64", 64, &[64], &[&[1e-310f64.to_bits(), 4.0f64.to_bits()]], |v| {
+        if d(v[0]) < 1.0 { f64::INFINITY.to_bits() } else { 0.5f64.to_bits() }
+    });
+}
+
+#[test]
+fn comparisons_of_halves_flush_and_combine() {
+    let holds = |x: bool| u64::from(x);
+    exact("setp.eq.ftz.f16", 1, &[16; 2], &[&[0, 1, 0x8001, 0x3c00], &[0, 1, 0x3c00]], |v| {
+        let of = |v: u64| if v & 0x7c00 == 0 { 0.0 } else { f16::from_bits(v as u16).to_f32() };
+        holds(of(v[0]) == of(v[1]))
+    });
+    // Both halves are combined with the predicate.
+    let packed: &[u64] = &[0x3c00_4000, 0x4000_3c00, 0];
+    exact("set.lt.and.f16x2.f16x2", 32, &[32, 32, 1], &[packed, packed, &[0, 1]], |v| {
+        let half = |v: u64, n: u64| f16::from_bits((v >> (16 * n)) as u16);
+        let one = |n: u64| if v[2] != 0 && half(v[0], n) < half(v[1], n) { 0x3c00 << (16 * n) } else { 0 };
+        one(0) | one(1)
     });
 }

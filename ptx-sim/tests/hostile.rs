@@ -187,6 +187,21 @@ proptest! {
 }
 
 #[test]
+fn what_ptx_does_not_have_is_refused() {
+    let head = ".version 8.0\n.target sm_80\n.address_size 64\n.visible .entry k() { .reg .pred %p<2>; .reg .b32 %r<4>; .reg .b64 %rd<4>;";
+    for line in [
+        "mov.b64 {%rd1}, %rd2;",
+        "mov.b64 %rd1, {%rd2};",
+        "setp.ltu.s32 %p1, %r1, %r2;",
+        "setp.nan.u32 %p1, %r1, %r2;",
+        "setp.lo.s32 %p1, %r1, %r2;",
+        "setp.lt.b32 %p1, %r1, %r2;",
+    ] {
+        assert!(Module::parse(&format!("{head} {line} ret; }}")).is_err(), "{line}");
+    }
+}
+
+#[test]
 fn errors_name_the_line() {
     let body = |line: &str| {
         format!(
@@ -237,6 +252,28 @@ fn huge_demands_are_refused_or_cost_nothing() {
     for text in cases {
         assert!(Module::parse(&format!("{head}{text}")).is_err(), "{}", &text[..60.min(text.len())]);
     }
+    // Branch tables, variables without a size and empty scopes: little text each, much memory together.
+    let labels: String =
+        (0..20_000).map(|i| if i == 0 { "L".to_owned() } else { ", L".to_owned() }).collect();
+    let tables = "brx.idx %r1, T;\n".repeat(400);
+    let branches = format!(
+        ".visible .entry k() {{ .reg .b32 %r<2>; mov.u32 %r1, 0; L: \nT: .branchtargets {labels};\n{tables} ret; }}"
+    );
+    let empty: String = (0..30_000).map(|i| format!(".shared .align 4096 .b8 a{i}[0];")).collect();
+    let scopes = format!(".visible .entry k() {{ {} ret; }}", "{}".repeat(300_000));
+    let few = ".visible .entry k() { .reg .b32 %r<2>; {} {} .shared .align 4096 .b8 a[0]; mov.u32 %r1, 0; L: \nT: .branchtargets L, L;\nbrx.idx %r1, T; ret; }";
+    Module::parse(&format!("{head}{few}")).unwrap();
+    for text in [branches, format!("{empty}.visible .entry k() {{ ret; }}"), scopes] {
+        assert!(Module::parse(&format!("{head}{text}")).is_err(), "{}", &text[..60]);
+    }
+    // A function that calls itself, with many registers.
+    let many: String = (0..20_000).map(|i| format!("mov.u32 %r{i}, {i};\n")).collect();
+    let deep = format!(
+        "{head}.func f() {{ .reg .b32 %r<20000>; {many} call f; ret; }}.visible .entry k() {{ call f; ret; }}"
+    );
+    let deep = Module::parse(&deep).unwrap();
+    let launch = Launch { block: [1024, 1, 1], step_limit: 1 << 24, ..Launch::default() };
+    assert!(matches!(deep.launch(&mut Gpu::new(), "k", &launch), Err(Error::Findings(_))));
     let module =
         Module::parse(&format!("{head}.visible .entry k() {{ .shared .b8 s[1000000]; ret; }}")).unwrap();
     assert!(matches!(module.launch(&mut Gpu::new(), "k", &Launch::default()), Err(Error::Launch { .. })));

@@ -88,8 +88,18 @@ fn null_and_shared_and_local_and_param_bounds() {
         one(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1+256], %r0;", 1, 1).kind,
         FindingKind::OutOfBounds
     );
-    let local = ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nst.local.u32 [%rd2+64], %r0;";
-    assert_eq!(one("", local, 1, 1).kind, FindingKind::OutOfBounds);
+    // Just past its end, in the next variable's gap, and far away; through a generic address too.
+    let declared = ".local .align 4 .b8 l[16];\n.local .align 4 .b8 next[16];\nmov.u64 %rd2, l;\n";
+    for store in [
+        "st.local.u32 [%rd2+16], %r0;",
+        "st.local.u32 [%rd2+64], %r0;",
+        "st.local.v2.u32 [%rd2+16], {%r0, %r0};",
+    ] {
+        assert_eq!(one("", &format!("{declared}{store}"), 1, 1).kind, FindingKind::OutOfBounds, "{store}");
+    }
+    let generic = format!("{declared}cvta.local.u64 %rd3, %rd2;\nst.u32 [%rd3+16], %r0;");
+    assert_eq!(one("", &generic, 1, 1).kind, FindingKind::OutOfBounds);
+    clean("", &format!("{declared}st.local.u32 [%rd2+12], %r0;\nld.local.u32 %r1, [%rd2+12];"), 1, 1);
     assert_eq!(one("", "ld.param.u64 %rd2, [p+8];", 1, 1).kind, FindingKind::OutOfBounds);
 }
 
@@ -324,6 +334,57 @@ fn global_races_within_and_across_blocks() {
     clean("", body, 1, 64);
     assert_eq!(one("", &body.replace("bar.sync 0;", ""), 1, 64).kind, FindingKind::GlobalRace);
     clean("", "red.global.add.u32 [%rd0], 1;", 4, 64);
+}
+
+/// Several lanes or warps have read a word: only they must be ordered before a write of it.
+#[test]
+fn global_writes_wait_for_those_who_read() {
+    let only =
+        |warps: &str, body: &str| format!("setp.ge.u32 %p1, %r0, {warps};\n@%p1 bra DONE;\n{body}\nDONE:");
+    let write = "setp.ne.u32 %p2, %r0, 0;\n@!%p2 st.global.u32 [%rd0], 5;";
+    // One warp of two reads, meets, and writes; the other is gone.
+    let read = "ld.global.u32 %r1, [%rd0];";
+    clean("", &only("32", &format!("{read}\nbar.warp.sync -1;\n{write}")), 1, 64);
+    assert_eq!(one("", &only("32", &format!("{read}\n{write}")), 1, 64).kind, FindingKind::GlobalRace);
+    // Two warps of four meet at a barrier of their own.
+    clean("", &only("64", &format!("{read}\nbar.sync 1, 64;\n{write}")), 1, 128);
+    assert_eq!(one("", &only("64", &format!("{read}\n{write}")), 1, 128).kind, FindingKind::GlobalRace);
+    // One warp has been at more barriers than the other before both meet.
+    let ahead = format!(
+        "setp.lt.u32 %p3, %r0, 32;\n@!%p3 bra ON;\nbar.warp.sync -1;\nbar.warp.sync -1;\nON:\n{read}\nbar.sync 0;\n{write}"
+    );
+    clean("", &ahead, 1, 64);
+    // A warp that reads afterwards is in nobody's barrier.
+    let late = format!("{read}\nbar.sync 0;\n{read}\n{write}");
+    assert_eq!(one("", &late, 1, 64).kind, FindingKind::GlobalRace);
+}
+
+/// The alignment behind `.ptr` is that of what is pointed to.
+#[test]
+fn pointer_parameters_keep_their_own_alignment() {
+    let text = format!(
+        "{HEAD}.visible .entry k(.param .u32 n, .param .u64 .ptr .align 1 p) {{
+.reg .b32 %r<4>; .reg .b64 %rd<4>;
+ld.param.u32 %r0, [n];\nld.param.u64 %rd0, [p];\nst.global.u32 [%rd0], %r0;\nret;\n}}"
+    );
+    let module = Module::parse(&text).unwrap();
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 4]);
+    let params: &[&[u8]] = params![7u32, p];
+    module.launch(&mut gpu, "k", &Launch { params, ..Launch::default() }).unwrap();
+    assert_eq!(download::<u32>(&gpu, p, 1), [7]);
+}
+
+#[test]
+fn copies_that_nothing_waits_for_end_a_kernel() {
+    let body = "mov.u32 %r1, s;\nL:\ncp.async.ca.shared.global [%r1], [%rd0], 4;\nbra L;";
+    let module = kernel(SHARED, body);
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    let params: &[&[u8]] = params![p];
+    let launch = Launch { params, block: [32, 1, 1], step_limit: 1 << 25, ..Launch::default() };
+    let list = findings(module.launch(&mut gpu, "k", &launch));
+    assert!(kinds(&list).contains(&FindingKind::RunawayLoop), "{list:?}");
 }
 
 #[test]

@@ -2,7 +2,7 @@
 
 use advect::op::{Caps, Language};
 use advect::target::presets;
-use advect::verify::kernels::{Kernel, cover, reached, unrepeated};
+use advect::verify::kernels::{Kernel, cover, reached};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
 use std::collections::HashSet;
@@ -106,7 +106,7 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
 /// Those that the simulators of the tests execute.
 fn simulated(kernels: &[Kernel]) -> Vec<Kernel> {
     let archs = presets::SIMULATED.map(|arch| presets::cuda_for(arch).name);
-    unrepeated(kernels.iter().filter(|k| archs.contains(&k.device)).cloned().collect())
+    kernels.iter().filter(|k| archs.contains(&k.device)).cloned().collect()
 }
 
 /// The devices of these architectures, or of all of them.

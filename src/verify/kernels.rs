@@ -105,54 +105,6 @@ fn prepared<T: Op, I, O>(op: &T, args: T::Args<I, O>) -> Result<(T::Params, Sign
     op::prepare(op, &args)
 }
 
-/// Whether NVRTC makes the same of a CUDA source for two architectures, but for what it says they are: the source does not
-/// ask for which it is compiled, and their dialects of PTX are one.
-fn same_for(source: &str, one: u32, other: u32) -> bool {
-    !source.contains("__CUDA_ARCH__") && (one >= 100) == (other >= 100)
-}
-
-/// Leaves out what another architecture among them, newer and of the same dialect of PTX, has too: a simulator that executes
-/// the one and checks it learns nothing from the other.
-#[must_use]
-pub fn unrepeated(kernels: Vec<Kernel>) -> Vec<Kernel> {
-    let arch_of = |kernel: &Kernel| match kernel.language {
-        Language::Cuda { arch } => Some(arch),
-        Language::Wgsl { .. } => None,
-    };
-    let mut archs: HashMap<&Variant, Vec<u32>> = HashMap::new();
-    for kernel in &kernels {
-        archs.entry(&kernel.variant).or_default().extend(arch_of(kernel));
-    }
-    let repeated: Vec<bool> = kernels
-        .iter()
-        .map(|kernel| {
-            let Some(arch) = arch_of(kernel) else { return false };
-            let newer = archs[&kernel.variant].iter().filter(|&&newer| newer > arch);
-            newer.copied().any(|newer| same_for(&kernel.source(), arch, newer))
-        })
-        .collect();
-    kernels.into_iter().zip(repeated).filter_map(|(kernel, repeated)| (!repeated).then_some(kernel)).collect()
-}
-
-/// Whether a call on the device `caps` launches what it would launch on `newer`, as [`unrepeated`] says it.
-///
-/// # Errors
-/// Whatever is wrong with the call.
-#[cfg(feature = "ptx-sim")]
-pub(super) fn repeats<T: Op, I, O>(op: &T, args: T::Args<I, O>, caps: &Caps, newer: &Caps) -> Result<bool> {
-    let (Language::Cuda { arch }, Language::Cuda { arch: newer_arch }) = (caps.language, newer.language)
-    else {
-        return Ok(false);
-    };
-    let (params, signature) = prepared(op, args)?;
-    let variant = |caps: &Caps| {
-        op::plan(op, &params, &signature, caps).ok().map(|plan| Variant::new::<T>(&plan, signature.clone()))
-    };
-    let (Some(old), Some(new)) = (variant(caps), variant(newer)) else { return Ok(false) };
-    let source = || source::source::<T>(&old.signature, &old.consts, caps.language);
-    Ok(arch < newer_arch && old == new && same_for(&source(), arch, newer_arch))
-}
-
 impl Collect<'_> {
     fn collect<T: Verified>(&mut self) -> Result<()> {
         let mut calls = Vec::new();
@@ -364,22 +316,6 @@ mod tests {
         assert!(one.iter().all(|k| k.variant.op == "resample" && k.source().contains("@compute")));
         let error = reached(&presets::cuda(), Some("sort")).unwrap_err();
         assert!(error.to_string().contains("resample"), "{error}");
-    }
-
-    #[test]
-    fn what_is_repeated_is_left_on_the_newest() {
-        let all = reached(&[75, 80, 100].map(presets::cuda_for), None).unwrap();
-        let some = unrepeated(all.clone());
-        let on = |of: &[Kernel], arch: &str| of.iter().filter(|k| k.device == arch).count();
-        assert!(on(&some, "sm_75") > 0 && on(&some, "sm_75") < on(&all, "sm_75") / 2);
-        for arch in ["sm_80", "sm_100"] {
-            assert_eq!(on(&some, arch), on(&all, arch), "{arch}");
-        }
-        let sources = |of: &[Kernel]| of.iter().map(Kernel::source).collect::<HashSet<_>>();
-        assert_eq!(sources(&all), sources(&some));
-        // Of f32, what asks for the architecture is compiled for both.
-        let asks = |k: &&Kernel| k.device == "sm_75" && k.source().contains("__CUDA_ARCH__");
-        assert_eq!(all.iter().filter(asks).count(), some.iter().filter(asks).count());
     }
 
     #[test]

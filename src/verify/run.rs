@@ -28,8 +28,7 @@ pub struct Selection {
     /// Stop at the first failure. Cases then run in a random order, which finds it sooner than lists do, whose
     /// neighbours are alike.
     pub fail_fast: bool,
-    /// Leave out calls for which another device executes the same kernel: simulated GPUs what one of them, newer and of the
-    /// same dialect of PTX, has too, and all adapters but the first bf16.
+    /// Leave bf16 to the first adapter: no WGSL knows of it, and others would execute the same kernels.
     pub unrepeated: bool,
 }
 
@@ -127,7 +126,7 @@ fn verify_case<T: Verified>(
 ) {
     let (prepared, name) = (&Prepared::new(case), &case.name);
     let on = &|device: &Device| {
-        let repeated = if unrepeated { repeated_by(prepared, dtype, device, devices) } else { None };
+        let repeated = if unrepeated { repeated_by(dtype, device, devices) } else { None };
         let (status, worst, at) = match repeated {
             Some(other) => (Status::Skip(format!("{other} executes the same kernel")), 0.0, Vec::new()),
             None => judged(device, prepared),
@@ -166,24 +165,8 @@ fn judged<T: Verified>(device: &Device, prepared: &Prepared<T>) -> (Status, f64,
     }
 }
 
-/// The device among these that executes for a case what this one would: another simulated GPU, or, of bf16, of which no
-/// WGSL knows, the first adapter.
-fn repeated_by<T: Verified>(
-    prepared: &Prepared<T>,
-    dtype: Dtype,
-    device: &Device,
-    devices: &[Device],
-) -> Option<String> {
-    #[cfg(feature = "ptx-sim")]
-    if let Device::PtxSim(this) = device {
-        let repeats = |other: &&Device| {
-            let Device::PtxSim(other) = other else { return false };
-            let args = prepared.args.duplicate();
-            // A call that is at fault shows it when it runs.
-            super::kernels::repeats(&prepared.op, args, this.caps(), other.caps()).unwrap_or(false)
-        };
-        return devices.iter().find(repeats).map(Device::name);
-    }
+/// The adapter among these devices that executes bf16 as this one would: no WGSL knows of it.
+fn repeated_by(dtype: Dtype, device: &Device, devices: &[Device]) -> Option<String> {
     let first = devices.iter().find(|d| d.face() == device.face())?;
     let later = device.face() == "wgpu" && !std::ptr::eq(first, device);
     (later && dtype == Dtype::Bf16).then(|| first.name())

@@ -42,7 +42,7 @@ impl Ins<'_, '_, '_> {
             return self.unsupported("128-bit moves");
         }
         let part = |n: usize| {
-            u32::try_from(n).ok().filter(|n| *n > 0 && bits % n == 0 && bits / n >= 8).map(|n| bits / n)
+            u32::try_from(n).ok().filter(|n| *n > 1 && bits % n == 0 && bits / n >= 8).map(|n| bits / n)
         };
         match (self.operand(0)?, self.operand(1)?) {
             (Operand::Vector(parts), _) => {

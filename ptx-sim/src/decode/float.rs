@@ -17,7 +17,7 @@ impl Ins<'_, '_, '_> {
             return self.testp();
         }
         let round = self.one_of(ROUND);
-        let approx = self.has("approx") | self.has("full");
+        let (approx, full) = (self.has("approx"), self.has("full"));
         let mode = FloatMode {
             round: round.unwrap_or(Round::Nearest),
             ftz: self.has("ftz"),
@@ -54,7 +54,7 @@ impl Ins<'_, '_, '_> {
             _ => return self.unsupported("this instruction is not implemented"),
         };
         let fits = match op {
-            FloatOp::Div => matches!(ty, F32 | F64) && (round.is_some() || (approx && ty == F32)),
+            FloatOp::Div => matches!(ty, F32 | F64) && (round.is_some() || ((approx || full) && ty == F32)),
             FloatOp::Rcp | FloatOp::Sqrt => matches!(ty, F32 | F64) && (round.is_some() || approx),
             FloatOp::Rsqrt => matches!(ty, F32 | F64) && approx,
             FloatOp::Sin | FloatOp::Cos | FloatOp::Lg2 => ty == F32 && approx,
@@ -137,6 +137,13 @@ impl Ins<'_, '_, '_> {
                 let to = if is_set { self.ty()? } else { Pred };
                 let ty = self.ty()?;
                 let packed = matches!(ty, F16x2 | Bf16x2);
+                let named = |names: &[&str]| self.mods.iter().any(|m| names.contains(m));
+                let of_unsigned = named(&["lo", "ls", "hi", "hs"]);
+                let of_floats = named(&["equ", "neu", "ltu", "leu", "gtu", "geu", "num", "nan"]);
+                let of_bits = matches!(ty, B16 | B32 | B64) && !matches!(cmp, Cmp::Eq | Cmp::Ne);
+                if of_unsigned && !matches!(ty, U16 | U32 | U64) || of_floats && ty.is_int() || of_bits {
+                    return self.bad(format!("no such comparison of {ty:?}"));
+                }
                 if !(ty.is_int() && ty.bytes() > 1 || matches!(ty, F16 | Bf16 | F32 | F64 | F16x2 | Bf16x2)) {
                     return self.unsupported(format!("type {ty:?}"));
                 }

@@ -19,6 +19,8 @@ use crate::parser::{Body, FunctionAst, Operand, Stmt, VarDecl};
 /// Space left between variables, so that running over the end of one is seen.
 pub(crate) const GAP: u32 = 128;
 const MAX_FRAME: u32 = 512 << 10;
+/// Where shared variables end at most, with the gaps between them.
+const MAX_SHARED_END: u32 = 2 << 20;
 const MAX_CODE: usize = 4 << 20;
 
 /// A shared variable in its place.
@@ -66,7 +68,7 @@ impl SharedLayout {
     pub(crate) fn place(&mut self, decl: &VarDecl<'_>) -> Option<u32> {
         // 128 divides the distance, so that the banks are those of an unpadded layout.
         let offset = self.end.checked_next_multiple_of(decl.align.max(GAP))?;
-        self.end = offset.checked_add(decl.size)?.checked_add(GAP)?;
+        self.end = offset.checked_add(decl.size)?.checked_add(GAP).filter(|end| *end <= MAX_SHARED_END)?;
         self.bytes = self.bytes.checked_next_multiple_of(decl.align)?.checked_add(decl.size)?;
         self.vars.push(SharedVar { offset, size: decl.size });
         Some(offset)
@@ -130,6 +132,7 @@ impl<'a> Decoder<'_, 'a> {
         let out = &mut self.out;
         let offset = out.frame_bytes.next_multiple_of(decl.align.max(16));
         out.frame_bytes = offset.saturating_add(decl.size).saturating_add(16);
+        out.frame_vars.push((offset, decl.size));
         if out.frame_bytes > MAX_FRAME {
             return Err(error(line, format!("local memory of more than {MAX_FRAME} bytes")));
         }
@@ -188,8 +191,16 @@ impl<'a> Decoder<'_, 'a> {
             return Err(error(self.out.line, format!("more than {MAX_CODE} instructions in a function")));
         }
         let mut raw = Vec::with_capacity(body.stmts.len() + 1);
+        let mut targets = 0;
         for stmt in &body.stmts {
-            raw.push(Ins::new(self, stmt)?.decode()?);
+            let inst = Ins::new(self, stmt)?.decode()?;
+            if let Op::Brx { targets: these, .. } = &inst.op {
+                targets += these.len();
+                if targets > MAX_CODE {
+                    return Err(error(stmt.line, format!("more than {MAX_CODE} targets of branches")));
+                }
+            }
+            raw.push(inst);
         }
         let n = raw.len() as u32;
         raw.push(Inst {

@@ -537,9 +537,9 @@ impl Env<'_> {
         let (x, y) = (&a.v, &b.v);
         let holds = match ty {
             Ty::F32 => mask_of(|l| compare_floats(cmp, flushed(x[l], ftz), flushed(y[l], ftz))),
-            Ty::F16 | Ty::F16x2 => {
-                mask_of(|l| compare_floats(cmp, fp::f16_to_f32(x[l] & 0xffff), fp::f16_to_f32(y[l] & 0xffff)))
-            }
+            Ty::F16 | Ty::F16x2 => mask_of(|l| {
+                compare_floats(cmp, flushed_half(x[l] & 0xffff, ftz), flushed_half(y[l] & 0xffff, ftz))
+            }),
             Ty::Bf16 | Ty::Bf16x2 => {
                 mask_of(|l| compare_floats(cmp, fp::bf16_to_f32(x[l]), fp::bf16_to_f32(y[l])))
             }
@@ -557,13 +557,13 @@ impl Env<'_> {
         warp: &Warp,
         cmp: Cmp,
         ty: Ty,
-        _ftz: bool,
+        ftz: bool,
         a: &Src,
         b: &Src,
     ) -> (u32, u32) {
         let (a, b) = (self.src32(warp, a), self.src32(warp, b));
         let value = |v: u32| {
-            if ty == Ty::F16x2 { fp::f16_to_f32(v >> 16) } else { fp::bf16_to_f32(v >> 16) }
+            if ty == Ty::F16x2 { flushed_half(v >> 16, ftz) } else { fp::bf16_to_f32(v >> 16) }
         };
         (mask_of(|l| compare_floats(cmp, value(a.v[l]), value(b.v[l]))), a.undef | b.undef)
     }
@@ -584,6 +584,10 @@ impl Env<'_> {
         });
         warp.put_pred(d, holds, a.undef, m);
     }
+}
+
+fn flushed_half(bits: u32, ftz: bool) -> f32 {
+    fp::f16_to_f32(if ftz { fp::F16.flush(u64::from(bits)) as u32 } else { bits })
 }
 
 fn flushed(bits: u32, ftz: bool) -> f32 {
@@ -684,6 +688,10 @@ fn float32(op: FloatOp, mode: FloatMode, a: u32, b: u32, c: u32) -> u32 {
         FloatOp::Sub if nearest => canonical(x - y),
         FloatOp::Mul if nearest => canonical(x * y),
         FloatOp::Fma if nearest => canonical(x.mul_add(y, f32::from_bits(c))),
+        // The approximation divides by nothing beyond 2^126: what it would divide by is 0 there.
+        FloatOp::Div if mode.approx && y.abs() > 2f32.powi(126) && y.is_finite() => {
+            canonical(if x.is_finite() { 0f32.copysign(x) * y.signum() } else { f32::NAN })
+        }
         FloatOp::Div if nearest => canonical(x / y),
         FloatOp::Rcp if nearest => canonical(1.0 / x),
         FloatOp::Sqrt if nearest => canonical(x.sqrt()),
@@ -710,7 +718,7 @@ fn float32(op: FloatOp, mode: FloatMode, a: u32, b: u32, c: u32) -> u32 {
 fn float64(op: FloatOp, mode: FloatMode, a: u64, b: u64, c: u64) -> u64 {
     let (x, y, z) = (f64::from_bits(a), f64::from_bits(b), f64::from_bits(c));
     let nearest = mode.round == Round::Nearest;
-    // The approximations of f64 look at the upper word only, and flush.
+    // The approximations of f64 that flush look at the upper word only.
     let coarse = |v: f64| fp::F64.flush(v.to_bits()) & !0xffff_ffff;
     match op {
         FloatOp::Abs => a & !fp::F64.sign(),
@@ -718,7 +726,8 @@ fn float64(op: FloatOp, mode: FloatMode, a: u64, b: u64, c: u64) -> u64 {
         FloatOp::CopySign => a & fp::F64.sign() | b & !fp::F64.sign(),
         FloatOp::Min | FloatOp::Max => min_max(op, mode, fp::F64, a, b),
         FloatOp::Rcp if mode.approx => coarse(1.0 / f64::from_bits(coarse(x))),
-        FloatOp::Rsqrt => coarse(1.0 / f64::from_bits(coarse(x)).sqrt()),
+        FloatOp::Rsqrt if mode.ftz => coarse(1.0 / f64::from_bits(coarse(x)).sqrt()),
+        FloatOp::Rsqrt => (1.0 / x.sqrt()).to_bits(),
         FloatOp::Add if nearest => (x + y).to_bits(),
         FloatOp::Sub if nearest => (x - y).to_bits(),
         FloatOp::Mul if nearest => (x * y).to_bits(),

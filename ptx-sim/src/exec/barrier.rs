@@ -114,6 +114,8 @@ impl Env<'_> {
         self.barriers[index as usize].waiting.push(Waiting {
             warp: warp.id,
             mask: m,
+            whole: m == warp.live && args.kind != BarKind::Arrive,
+            met: 0,
             kind: args.kind,
             d: args.d,
             value: value & m,
@@ -136,9 +138,14 @@ impl Env<'_> {
     }
 
     /// Hands out the result of a complete barrier.
-    fn settle(&mut self, done: Barrier) {
+    fn settle(&mut self, mut done: Barrier) {
         let votes: u32 = done.waiting.iter().map(|w| w.value.count_ones()).sum();
         let all = done.waiting.iter().all(|w| w.value == w.mask);
+        // Warps that wait as a whole go on in one interval, later than all of theirs. None of them was in those between.
+        let met = done.waiting.iter().map(|w| done.clock[w.warp as usize]).max().unwrap_or(0);
+        for waiting in done.waiting.iter().filter(|w| w.whole) {
+            done.clock[waiting.warp as usize] = met;
+        }
         let clock: Arc<[u32]> = done.clock.into();
         for mut waiting in done.waiting {
             if waiting.kind == BarKind::Arrive {
@@ -151,6 +158,7 @@ impl Env<'_> {
                 _ => 0,
             };
             waiting.clock = Some(Arc::clone(&clock));
+            waiting.met = met;
             self.released.push(waiting);
         }
     }
@@ -180,6 +188,10 @@ impl Env<'_> {
         if let Some(clock) = &waiting.clock {
             for (mine, &joined) in warp.clock.iter_mut().zip(clock.iter()) {
                 *mine = (*mine).max(joined);
+            }
+            if waiting.whole && warp.interval <= waiting.met {
+                warp.interval = waiting.met;
+                warp.next_interval();
             }
         }
         match waiting.kind {

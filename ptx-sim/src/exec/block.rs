@@ -24,6 +24,10 @@ pub(crate) struct Waiting {
     pub(crate) value: u32,
     pub(crate) function: u32,
     pub(crate) pc: u32,
+    /// Whether these are all threads of the warp, which then does nothing until the barrier is complete.
+    pub(crate) whole: bool,
+    /// Once the barrier is complete: the latest interval of those who met.
+    pub(crate) met: u32,
     /// Once the barrier is complete: what is ordered before everything that follows it.
     pub(crate) clock: Option<Arc<[u32]>>,
 }

@@ -28,16 +28,17 @@ fn range(ty: Ty) -> (i128, i128) {
 }
 
 fn float_result(bits: u64, f: Format, mode: CvtMode) -> u64 {
-    let bits = if mode.ftz { f.flush(bits) } else { bits };
+    // Only f32 is flushed.
+    let bits = if mode.ftz && f == fp::F32 { f.flush(bits) } else { bits };
     let negative = bits & f.sign() != 0;
+    if mode.relu && negative && !f.is_nan(bits) {
+        return 0;
+    }
     if mode.satfinite && bits & (f.sign() - 1) == f.inf() {
         return bits & f.sign() | (f.inf() - 1);
     }
     if f.is_nan(bits) {
         return if mode.sat { 0 } else { f.nan };
-    }
-    if mode.relu && negative {
-        return 0;
     }
     if mode.sat {
         let one = ((1 << (f.exp_bits - 1)) - 1) << f.man_bits;
@@ -63,8 +64,15 @@ fn convert(to: Ty, from: Ty, mode: CvtMode, bits: u64) -> u64 {
     let n = fp::unpack(bits, f);
     if to.is_int() {
         let (min, max) = range(to);
-        // A NaN becomes 0 up to 32 bits; in 64 bits it becomes the most negative value, the highest bit.
-        let nan = if to.bytes() == 8 { if to.signed() { min } else { 1 << 63 } } else { 0 };
+        // A NaN becomes 0; from or to 64 bits it becomes the highest bit, which is the most negative value.
+        let wide = to.bytes() == 8 || from == Ty::F64;
+        let nan = if !wide {
+            0
+        } else if to.signed() {
+            min
+        } else {
+            1 << (to.bits() - 1)
+        };
         return fp::to_int(n, mode.round, min, max, nan) as u64;
     }
     if to == Ty::Tf32 {

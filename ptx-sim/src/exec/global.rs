@@ -18,7 +18,8 @@ pub(crate) const MAX_BLOCKS: u64 = 1 << 24;
 const MAX_INTERVAL: u32 = (1 << 18) - 1;
 
 // A stamp: generation 9, block 24, interval 18, thread 10, then for a write one bit `atomic`, for a read
-// `several threads` and `several blocks` (63 and one bits in all).
+// `several threads` and `several blocks` (63 and one bits in all). Of several threads the interval is the latest of
+// theirs, and their warps, modulo 10, stand in the place of the thread.
 const ATOMIC: u64 = 1;
 const MANY: u64 = 1;
 const BLOCKS: u64 = 2;
@@ -34,6 +35,17 @@ fn interval(stamp: u64) -> u32 {
 }
 fn thread(stamp: u64) -> u32 {
     (stamp >> 2) as u32 & 1023
+}
+
+/// Warps that several readers may belong to.
+const WARPS: usize = 10;
+
+fn bit_of(warp: usize) -> u64 {
+    1 << (2 + warp % WARPS)
+}
+/// The warps in a read summary, as bits in the place of the thread.
+fn warps(stamp: u64) -> u64 {
+    if stamp & MANY != 0 { stamp & (0x3ff << 2) } else { bit_of(thread(stamp) as usize / 32) }
 }
 
 /// The other side of a race.
@@ -73,6 +85,14 @@ impl Who<'_> {
         let i = interval(stamp);
         // Past the last interval that a stamp can hold, order within the block is taken for granted.
         i == MAX_INTERVAL || self.warp.is_ordered(thread(stamp) as usize / 32, i)
+    }
+
+    /// The first warp of several readers whose reads are not ordered before this warp's next access.
+    fn unordered_reader(&self, stamp: u64) -> Option<usize> {
+        let latest = interval(stamp);
+        (0..self.warp.clock.len()).find(|&w| {
+            warps(stamp) & bit_of(w) != 0 && latest != MAX_INTERVAL && !self.warp.is_ordered(w, latest)
+        })
     }
 
     /// Whether every other block is ordered before this one: then it matters not which of them have read.
@@ -133,13 +153,13 @@ impl Who<'_> {
         if old & MANY == 0 && (self.is_me(old) || self.is_ordered(old)) {
             return Some(mine);
         }
-        if old & MANY != 0 && (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(old))) {
+        if old & MANY != 0 && self.unordered_reader(old).is_none() {
             return Some(mine);
         }
-        let latest = interval(old).max(interval(mine));
-        let new = mine & !(u64::from(MAX_INTERVAL) << 12) | u64::from(latest) << 12 | MANY;
-        // The thread named is of no weight once there are several: leave it, and save the exchange.
-        if old & MANY != 0 && interval(old) == latest { None } else { Some(new) }
+        let latest = u64::from(interval(old).max(interval(mine)));
+        let of_block = self.generation << 54 | self.block << 30;
+        let new = of_block | latest << 12 | warps(old) | bit_of(self.warp.id as usize) | MANY;
+        (new != old).then_some(new)
     }
 
     #[inline]
@@ -169,12 +189,16 @@ impl Who<'_> {
                 let ordered = if read & BLOCKS != 0 {
                     self.is_last_block()
                 } else if read & MANY != 0 && block(read) == self.block {
-                    (0..self.warp.clock.len()).all(|w| self.warp.is_ordered(w, interval(read)))
+                    self.unordered_reader(read).is_none()
                 } else {
                     self.is_me(read) && read & MANY == 0 || self.is_ordered(read)
                 };
                 if !ordered {
-                    other = Some(Other { block: block(read), thread: thread(read), wrote: false });
+                    let thread = match self.unordered_reader(read) {
+                        Some(warp) if read & MANY != 0 => warp as u32 * 32,
+                        _ => thread(read),
+                    };
+                    other = Some(Other { block: block(read), thread, wrote: false });
                 }
             }
         }

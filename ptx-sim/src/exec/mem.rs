@@ -5,13 +5,16 @@ use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 use super::block::Env;
 use super::fp;
 use super::global::Who;
-use super::shared::{Flaw, PENDING, UNWRITTEN, WRITTEN};
+use super::shared::{Flaw, OUTSIDE, PENDING, UNWRITTEN, WRITTEN};
 use super::value::{LANES, Lanes, V32, V64};
 use super::warp::{Copy, Warp};
 use crate::counters::{Banks, Traffic};
 use crate::error::FindingKind;
 use crate::ir::*;
 use crate::memory::{LOCAL_WINDOW, PARAM_WINDOW, SHARED_WINDOW, WINDOW_SIZE};
+
+/// Copies that a warp may have in flight.
+const MAX_COPIES: usize = 1 << 20;
 
 /// What each lane moves, as up to eight 32-bit words, lowest address first: `data[word][lane]`.
 pub(crate) type Data = [[u32; LANES]; 8];
@@ -478,7 +481,14 @@ impl Env<'_> {
             });
             return None;
         }
-        Some(lane * warp.local_stride + address as usize)
+        let at = lane * warp.local_stride + address as usize;
+        if warp.local_state[at..at + bytes as usize].contains(&OUTSIDE) {
+            self.record(FindingKind::OutOfBounds, warp, lane, Some(address), || {
+                format!("{bytes} bytes at {address} of local memory, which are not all of a variable")
+            });
+            return None;
+        }
+        Some(at)
     }
 
     #[cold]
@@ -723,6 +733,13 @@ impl Env<'_> {
                 }
             }
             self.shared.mark(at, bytes, PENDING);
+            if warp.copies.len() >= MAX_COPIES {
+                self.record(FindingKind::RunawayLoop, warp, l, Some(at), || {
+                    format!("more than {MAX_COPIES} copies that nothing waits for")
+                });
+                self.abort = true;
+                return;
+            }
             warp.copies.push(Copy {
                 lane: l as u8,
                 bytes: bytes as u8,

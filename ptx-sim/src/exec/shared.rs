@@ -2,7 +2,8 @@
 
 use super::warp::Warp;
 
-/// States of a byte.
+/// States of a byte. This one belongs to no variable.
+pub(crate) const OUTSIDE: u8 = 0;
 pub(crate) const UNWRITTEN: u8 = 1;
 pub(crate) const WRITTEN: u8 = 2;
 pub(crate) const PENDING: u8 = 3;
@@ -23,7 +24,7 @@ pub(crate) enum Flaw {
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
     pub(crate) data: Vec<u8>,
-    /// For every byte: 0 no variable, [`UNWRITTEN`], [`WRITTEN`], [`PENDING`].
+    /// For every byte: [`OUTSIDE`], [`UNWRITTEN`], [`WRITTEN`], [`PENDING`].
     pub(crate) state: Vec<u8>,
     /// Last write of a cell: interval, thread, atomic; 0 none.
     writes: Vec<u64>,
@@ -60,7 +61,7 @@ impl Shared {
         self.data.clear();
         self.data.resize(end, 0xff);
         self.state.clear();
-        self.state.resize(end, 0);
+        self.state.resize(end, OUTSIDE);
         for &(offset, size) in vars {
             self.state[offset as usize..(offset + size) as usize].fill(UNWRITTEN);
         }
@@ -105,7 +106,7 @@ impl Shared {
 
     #[cold]
     fn name_state(&self, state: &[u8], read: bool) -> Option<Flaw> {
-        if state.contains(&0) {
+        if state.contains(&OUTSIDE) {
             Some(Flaw::Bounds)
         } else if state.contains(&PENDING) {
             Some(Flaw::Pending)

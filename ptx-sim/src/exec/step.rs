@@ -12,6 +12,8 @@ use crate::memory::FUNCTION_WINDOW;
 
 /// Deepest nesting of calls.
 const MAX_FRAMES: usize = 256;
+/// 32-bit registers of all frames of a warp: 128 MiB of them in a block of 32 warps, or those of one frame that is larger.
+const MAX_STACK_REGISTERS: usize = 1 << 15;
 
 /// What an instruction does to the control flow.
 enum Flow {
@@ -292,17 +294,19 @@ impl Env<'_> {
             }
             Op::Set { cmp, ty, to, ftz, d, a, b, combine } => {
                 let (mut holds, mut undef) = self.compare(warp, *cmp, *ty, *ftz, a, b);
+                let packed = matches!(ty, Ty::F16x2 | Ty::Bf16x2);
+                let mut high = if packed { self.compare_high(warp, *cmp, *ty, *ftz, a, b).0 } else { 0 };
                 if let Some((op, p)) = combine {
                     let (c, undef_c) = warp.pred(p);
                     undef |= undef_c;
-                    holds = match op {
+                    let combined = |holds: u32| match op {
                         BoolOp::And => holds & c,
                         BoolOp::Or => holds | c,
                         BoolOp::Xor => holds ^ c,
                     };
+                    holds = combined(holds);
+                    high = if packed { combined(high) } else { 0 };
                 }
-                let packed = matches!(ty, Ty::F16x2 | Ty::Bf16x2);
-                let high = if packed { self.compare_high(warp, *cmp, *ty, *ftz, a, b).0 } else { 0 };
                 let yes: u32 = match to {
                     Ty::F32 => 1.0f32.to_bits(),
                     Ty::F16 | Ty::F16x2 => 0x3c00,
@@ -524,10 +528,15 @@ impl Env<'_> {
         let from = caller.local;
         let frame_bytes = self.cx.functions[caller.function as usize].frame_bytes;
         let local = (from + frame_bytes).next_multiple_of(16);
-        if top + 1 >= MAX_FRAMES || local + callee.frame_bytes > self.cx.local_limit {
+        let registers =
+            warp.r32.len() + callee.regs32 as usize + 2 * (warp.r64.len() + callee.regs64 as usize);
+        let full = local + callee.frame_bytes > self.cx.local_limit || registers > MAX_STACK_REGISTERS;
+        if top + 1 >= MAX_FRAMES || full {
             let name = &callee.name;
             self.record(FindingKind::StackOverflow, warp, m.trailing_zeros() as usize, None, || {
-                format!("call of `{name}` at depth {top} with {local} bytes of local memory in use")
+                format!(
+                    "call of `{name}` at depth {top}, with {local} bytes of local memory and {registers} registers"
+                )
             });
             self.abort = true;
             return Flow::Regroup;

@@ -1,5 +1,6 @@
 //! The state of one warp: registers, frames, groups of lanes, local memory, copies in flight.
 
+use super::shared::{OUTSIDE, UNWRITTEN};
 use super::value::{LANES, Lanes, V32, V64};
 use crate::ir::{Function, Reg, Src};
 
@@ -132,8 +133,9 @@ impl Warp {
         if end > self.local_stride {
             self.grow_local(end);
         }
-        for param in code.params.iter().chain(&code.rets).filter(|_| !code.is_entry) {
-            self.mark_local(mask, local + param.offset, param.size, 1);
+        self.mark_local(mask, local, code.frame_bytes, OUTSIDE);
+        for &(offset, size) in &code.frame_vars {
+            self.mark_local(mask, local + offset, size, UNWRITTEN);
         }
         self.frames.push(frame);
         self.enter_top();
@@ -142,7 +144,7 @@ impl Warp {
     fn grow_local(&mut self, end: usize) {
         let stride = end.next_power_of_two().max(64);
         let mut local = vec![0xff; stride * LANES];
-        let mut state = vec![1; stride * LANES];
+        let mut state = vec![OUTSIDE; stride * LANES];
         for l in 0..LANES {
             let (from, to) = (l * self.local_stride, l * stride);
             local[to..to + self.local_stride].copy_from_slice(&self.local[from..from + self.local_stride]);
@@ -152,7 +154,7 @@ impl Warp {
         (self.local, self.local_state, self.local_stride) = (local, state, stride);
     }
 
-    /// Sets the state of local bytes in some lanes: 0 no variable, 1 unwritten, 2 written.
+    /// Sets the state of local bytes in some lanes.
     pub(crate) fn mark_local(&mut self, mask: u32, offset: u32, len: u32, state: u8) {
         for l in Lanes(mask) {
             let at = l * self.local_stride + offset as usize;

@@ -197,8 +197,10 @@ fn trajectories_end_where_the_golden_ones_do() {
     let golden = Golden::open("samples");
     let d = Description::bundled().unwrap();
     for device in devices() {
-        let n = if device.face() == "cpu" { 16 } else { 1 };
-        for method in Method::ALL {
+        // A software adapter takes its time: one image there, and one method, since the host computes what differs.
+        let (n, methods) =
+            if device.face() == "cpu" { (16, &Method::ALL[..]) } else { (1, &[Method::Heun][..]) };
+        for &method in methods {
             for (guidance, name) in [(1.0, "cond"), (1.5, "cfg1.5")] {
                 let recipe = Recipe { method, steps: 10, guidance };
                 let weights = Weights::bundled_flow().unwrap();

@@ -146,8 +146,7 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
     if args.explained {
         let reasons = report::Reasons::read()?;
         let mut file = appending(&journal)?;
-        let (explained, rest) =
-            work.into_iter().partition(|(s, m)| reasons.of(&s.path, &m.changed_line(&s.text)).is_some());
+        let (explained, rest) = work.into_iter().partition(|(s, m)| reasons.of(s, m).is_some());
         work = rest;
         let explained: Vec<(&Source, Mutant)> = explained;
         for (source, mutant) in &explained {

@@ -62,9 +62,18 @@ impl Mutant {
 
     /// Its line after the change, without indentation.
     pub(crate) fn changed_line(&self, text: &str) -> String {
+        self.line_with(&self.by, text)
+    }
+
+    /// Its line before the change, without indentation.
+    pub(crate) fn original_line(&self, text: &str) -> String {
+        self.line_with(&text[self.at.clone()], text)
+    }
+
+    fn line_with(&self, middle: &str, text: &str) -> String {
         let start = text[..self.at.start].rfind('\n').map_or(0, |i| i + 1);
         let end = text[self.at.end..].find('\n').map_or(text.len(), |i| self.at.end + i);
-        let line = format!("{}{}{}", &text[start..self.at.start], self.by, &text[self.at.end..end]);
+        let line = format!("{}{middle}{}", &text[start..self.at.start], &text[self.at.end..end]);
         line.split_whitespace().collect::<Vec<_>>().join(" ")
     }
 }
@@ -404,5 +413,6 @@ mod tests {
         let mutant = &mutants(text)[0];
         assert_eq!(mutant.line(text), 3);
         assert_eq!(mutant.apply(text), "a\nb\n  if (true) d = 1;\n");
+        assert_eq!(mutant.original_line(text), "if (c) d = 1;");
     }
 }

@@ -27,9 +27,10 @@ impl Reasons {
         toml::from_str(&text).with_context(|| format!("in {}", path.display()))
     }
 
-    /// The reason for a line as changed, and whether it is that of a harmless one.
-    pub(super) fn of(&self, file: &str, changed: &str) -> Option<(&Reason, bool)> {
-        self.all().find(|(r, _)| r.file == file && r.changed.iter().any(|c| c == changed))
+    /// The reason for a mutant, and whether it is that of a harmless one.
+    pub(super) fn of(&self, source: &Source, mutant: &Mutant) -> Option<(&Reason, bool)> {
+        let entries = entries(source, mutant);
+        self.all().find(|(r, _)| r.file == source.path && r.changed.iter().any(|c| entries.contains(c)))
     }
 
     fn all(&self) -> impl Iterator<Item = (&Reason, bool)> {
@@ -43,10 +44,22 @@ impl Reasons {
 pub(super) struct Reason {
     /// The file below the root.
     file: String,
-    /// The line as changed, whitespace collapsed; one text for all lines that read the same.
+    /// The line as changed, whitespace collapsed. Where lines that differed read the same then, `before ==> after`.
     changed: Vec<String>,
     /// The argument.
     why: String,
+}
+
+/// What may stand for a mutant in `harmless.toml`.
+fn entries(source: &Source, mutant: &Mutant) -> Vec<String> {
+    let of = |m: &Mutant| (m.original_line(&source.text), m.changed_line(&source.text));
+    let (before, after) = of(mutant);
+    let is_another = |other: &Mutant| {
+        let other = of(other);
+        other.1 == after && other.0 != before
+    };
+    let whole = format!("{before} ==> {after}");
+    if mutate::mutants(&source.text).iter().any(is_another) { vec![whole] } else { vec![after, whole] }
 }
 
 #[derive(Default, Clone, Copy)]
@@ -99,7 +112,8 @@ const REFUSED: &str = "refused";
 const HEADER: &str = "| | ran | noticed | harmless | unobservable | not explained | of all | of faults | same code | refused |\n|---|---|---|---|---|---|---|---|---|---|\n";
 
 /// What the report before says of each mutant of the files that are what they were, and of which all ran: its
-/// survivors survived, what is named as the same code or as refused was that, all others were noticed.
+/// survivors survived, what is named as the same code or as refused was that, all others were noticed. A survivor for which
+/// there is no reason any more has to run again.
 pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
     let path = folder().join("REPORT.md");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
@@ -123,12 +137,15 @@ pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
             named.insert((file, name.to_owned()), fate);
         }
     }
+    let reasons = Reasons::read()?;
     let mut all = Vec::new();
     for source in sources.iter().filter(whole) {
-        all.extend(mutate::mutants(&source.text).iter().map(|m| {
-            let fate = named.get(&(source.path.as_str(), name(source, m))).copied().unwrap_or(Fate::Noticed);
-            Known { carried: true, ..Known::new(source, m, fate) }
-        }));
+        let fates = mutate::mutants(&source.text).into_iter().map(|m| {
+            let fate = named.get(&(source.path.as_str(), name(source, &m))).copied();
+            (fate.unwrap_or(Fate::Noticed), m)
+        });
+        let known = fates.filter(|(fate, m)| *fate != Fate::Survived || reasons.of(source, m).is_some());
+        all.extend(known.map(|(fate, m)| Known { carried: true, ..Known::new(source, &m, fate) }));
     }
     Ok(all)
 }
@@ -169,14 +186,14 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
                 }
                 Some(k) if k.fate == Fate::Noticed => one.noticed = 1,
                 Some(k) => {
-                    let reason = reasons.of(&k.path, &k.changed);
+                    let reason = reasons.of(source, &mutant);
                     match reason {
                         None => one.open = 1,
                         Some((_, true)) => one.harmless = 1,
                         Some((_, false)) => one.unobservable = 1,
                     }
                     if reason.is_some() {
-                        used.insert((k.path.as_str(), k.changed.as_str()));
+                        used.extend(entries(source, &mutant).into_iter().map(|e| (k.path.as_str(), e)));
                     }
                     survivors.push((k, reason));
                 }
@@ -194,7 +211,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
     std::fs::write(folder().join("REPORT.md"), page)?;
     println!("{HEADER}{}", total.row("all"));
     for (reason, _) in reasons.all() {
-        let unused = |c: &&String| !used.contains(&(reason.file.as_str(), c.as_str()));
+        let unused = |c: &&String| !used.contains(&(reason.file.as_str(), (*c).clone()));
         for changed in reason.changed.iter().filter(unused) {
             println!("no survivor needs the reason for {} {changed:?}", reason.file);
         }

@@ -131,13 +131,15 @@ impl Runner {
         Ok(Ran { fate: ran.0, by: ran.1, seconds: start.elapsed().as_secs_f64() })
     }
 
-    /// Folders with the PTX of the unchanged file's ops for the simulators among the stages, compiled once.
+    /// Folders with the PTX of the unchanged file's ops for the simulators among the stages, compiled once. On every stage
+    /// the unchanged file has to pass first: where nothing runs, everything would count as noticed.
     fn originals(&self, source: &Source, stages: &[Stage]) -> Result<Vec<PathBuf>> {
         let _one_at_a_time = self.compiling.lock().unwrap_or_else(PoisonError::into_inner);
         let mut all = Vec::new();
-        for stage in stages.iter().filter(|s| s.driver.is_none()) {
+        for stage in stages {
             for op in &source.ops {
-                let name = format!("{op}-{}-{:x}", stage.device.replace(':', "-"), self.hash);
+                let driver = stage.driver.and_then(Path::file_stem).unwrap_or_default().to_string_lossy();
+                let name = format!("{op}-{}{driver}-{:x}", stage.device.replace(':', "-"), self.hash);
                 let folder = self.store.join("original").join(name);
                 if !folder.exists() {
                     // It gets its name when it is complete.
@@ -151,7 +153,9 @@ impl Runner {
                     }
                     std::fs::rename(&begun, &folder)?;
                 }
-                all.push(folder.join("cache"));
+                if stage.driver.is_none() {
+                    all.push(folder.join("cache"));
+                }
             }
         }
         Ok(all)
