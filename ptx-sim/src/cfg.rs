@@ -67,6 +67,14 @@ pub(crate) fn rank(code: &[Inst], leaders: &[u32]) -> Vec<u32> {
     ranks
 }
 
+/// What is known of a node while components are sought. For all nodes at once, so that a set costs what it has.
+#[derive(Clone, Copy, Default)]
+struct Scratch {
+    index: u32,
+    low: u32,
+    on_stack: bool,
+}
+
 enum Work {
     Emit(u32),
     /// Nodes still to be ordered, and how many loops surround them.
@@ -78,6 +86,7 @@ fn weak_topological_order(next: &[Vec<u32>]) -> Vec<u32> {
     // The set a node currently belongs to; edges that leave the set do not count.
     let mut set = vec![0u32; next.len()];
     let mut sets = 0;
+    let mut scratch = vec![Scratch::default(); next.len()];
     let mut work = vec![Work::Order((0..next.len() as u32).collect(), 0)];
     while let Some(item) = work.pop() {
         match item {
@@ -89,7 +98,7 @@ fn weak_topological_order(next: &[Vec<u32>]) -> Vec<u32> {
                     set[node as usize] = sets;
                 }
                 // Components arrive last first: the stack turns them round.
-                for component in components(next, &nodes, &set, sets) {
+                for component in components(next, &nodes, &set, sets, &mut scratch) {
                     let (header, rest) = (component[0], component[1..].to_vec());
                     if !rest.is_empty() {
                         work.push(Work::Order(rest, depth + 1));
@@ -104,29 +113,29 @@ fn weak_topological_order(next: &[Vec<u32>]) -> Vec<u32> {
 
 /// Strongly connected components in reverse topological order, each with the node first reached in front
 /// (R. Tarjan, 1972), without recursion.
-fn components(next: &[Vec<u32>], nodes: &[u32], set: &[u32], this: u32) -> Vec<Vec<u32>> {
+fn components(next: &[Vec<u32>], nodes: &[u32], set: &[u32], this: u32, of: &mut [Scratch]) -> Vec<Vec<u32>> {
     const NEW: u32 = u32::MAX;
-    // Positions in `nodes` would need a map: index by node, sized to the largest.
-    let size = nodes.iter().max().map_or(0, |&m| m as usize + 1);
-    let (mut index, mut low, mut on_stack) = (vec![NEW; size], vec![0u32; size], vec![false; size]);
+    for &node in nodes {
+        of[node as usize] = Scratch { index: NEW, low: 0, on_stack: false };
+    }
     let mut stack = Vec::new();
     let mut out = Vec::new();
     let mut count = 0;
     let mut sorted = nodes.to_vec();
     sorted.sort_unstable();
     for &root in &sorted {
-        if index[root as usize] != NEW {
+        if of[root as usize].index != NEW {
             continue;
         }
         let mut path: Vec<(u32, usize)> = vec![(root, 0)];
         while let Some((node, edge)) = path.last_mut() {
             let v = *node as usize;
             if *edge == 0 {
-                index[v] = count;
-                low[v] = count;
+                of[v].index = count;
+                of[v].low = count;
                 count += 1;
                 stack.push(*node);
-                on_stack[v] = true;
+                of[v].on_stack = true;
             }
             let mut descend = None;
             while let Some(&w) = next[v].get(*edge) {
@@ -134,12 +143,12 @@ fn components(next: &[Vec<u32>], nodes: &[u32], set: &[u32], this: u32) -> Vec<V
                 if set[w as usize] != this {
                     continue;
                 }
-                if index[w as usize] == NEW {
+                if of[w as usize].index == NEW {
                     descend = Some(w);
                     break;
                 }
-                if on_stack[w as usize] {
-                    low[v] = low[v].min(index[w as usize]);
+                if of[w as usize].on_stack {
+                    of[v].low = of[v].low.min(of[w as usize].index);
                 }
             }
             if let Some(w) = descend {
@@ -149,13 +158,13 @@ fn components(next: &[Vec<u32>], nodes: &[u32], set: &[u32], this: u32) -> Vec<V
             let node = *node;
             path.pop();
             if let Some(&(parent, _)) = path.last() {
-                low[parent as usize] = low[parent as usize].min(low[v]);
+                of[parent as usize].low = of[parent as usize].low.min(of[v].low);
             }
-            if low[v] == index[v] {
+            if of[v].low == of[v].index {
                 let at = stack.iter().rposition(|&s| s == node).unwrap_or(0);
                 let component = stack.split_off(at);
                 for &member in &component {
-                    on_stack[member as usize] = false;
+                    of[member as usize].on_stack = false;
                 }
                 out.push(component);
             }

@@ -5,7 +5,7 @@ use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
 use crate::counters::Counters;
-use crate::decode::{self, GAP, ModuleScope, Place, SharedLayout, Signature};
+use crate::decode::{self, GAP, ModuleScope, Place, SharedLayout, Signature, barely_aligned};
 use crate::error::{Error, Finding, Result, SourceLine};
 use crate::exec::LaunchCx;
 use crate::exec::block::{Rng, Worker};
@@ -118,6 +118,8 @@ struct SharedBits {
     common: Vec<(u32, u32)>,
     common_end: u32,
     common_bytes: u32,
+    /// What dynamic shared memory is declared to be aligned to.
+    dynamic_align: u32,
     /// Of each kernel: variables, end, bytes.
     own: HashMap<u32, OwnShared>,
 }
@@ -262,7 +264,8 @@ impl Module {
                 "{bytes} bytes of local memory a thread, at most {local_limit}"
             )));
         }
-        let dynamic_base = end.next_multiple_of(GAP);
+        let align = self.shared.dynamic_align;
+        let dynamic_base = barely_aligned(end.next_multiple_of(GAP.max(align)), align);
         let mut shared_vars = self.shared.common.clone();
         shared_vars.extend_from_slice(own);
         shared_vars.push((dynamic_base, launch.shared_bytes));
@@ -514,6 +517,8 @@ impl<'a> Builder<'a> {
                 symbols.insert(alias, place);
             }
         }
+        let dynamic = ast.vars.iter().filter(|v| v.space == Space::Shared && v.is_dynamic);
+        let dynamic_align = dynamic.map(|v| v.align).max().unwrap_or(GAP);
         let mut common = SharedLayout { end: 0, bytes: 0, vars: Vec::new() };
         for decl in &ast.vars {
             let place = match decl.space {
@@ -551,6 +556,7 @@ impl<'a> Builder<'a> {
         let shared = SharedBits {
             common: common.vars.iter().map(|v| (v.offset, v.size)).collect(),
             common_end: common.end,
+            dynamic_align,
             common_bytes: common.bytes,
             own,
         };

@@ -90,17 +90,24 @@ fn null_and_shared_and_local_and_param_bounds() {
     );
     // Just past its end, in the next variable's gap, and far away; through a generic address too.
     let declared = ".local .align 4 .b8 l[16];\n.local .align 4 .b8 next[16];\nmov.u64 %rd2, l;\n";
-    for store in [
-        "st.local.u32 [%rd2+16], %r0;",
-        "st.local.u32 [%rd2+64], %r0;",
-        "st.local.v2.u32 [%rd2+16], {%r0, %r0};",
-    ] {
+    for store in ["st.local.u32 [%rd2+16], %r0;", "st.local.u32 [%rd2+64], %r0;"] {
         assert_eq!(one("", &format!("{declared}{store}"), 1, 1).kind, FindingKind::OutOfBounds, "{store}");
     }
     let generic = format!("{declared}cvta.local.u64 %rd3, %rd2;\nst.u32 [%rd3+16], %r0;");
     assert_eq!(one("", &generic, 1, 1).kind, FindingKind::OutOfBounds);
     clean("", &format!("{declared}st.local.u32 [%rd2+12], %r0;\nld.local.u32 %r1, [%rd2+12];"), 1, 1);
     assert_eq!(one("", "ld.param.u64 %rd2, [p+8];", 1, 1).kind, FindingKind::OutOfBounds);
+    // Past one parameter and inside the next.
+    let text = format!(
+        "{HEAD}.visible .entry k(.param .u32 a, .param .u32 b) {{ .reg .b32 %r<2>; .reg .b64 %rd<2>;\nld.param.u64 %rd1, [a];\nret; }}"
+    );
+    let params: &[&[u8]] = params![1u32, 2u32];
+    let list = findings(Module::parse(&text).unwrap().launch(
+        &mut Gpu::new(),
+        "k",
+        &Launch { params, ..Launch::default() },
+    ));
+    assert_eq!(kinds(&list), [FindingKind::OutOfBounds]);
 }
 
 #[test]
@@ -111,6 +118,21 @@ fn misaligned_access() {
         one(SHARED, "mov.b16 %h0, 1;\nmov.u32 %r1, s;\nst.shared.u16 [%r1+1], %h0;", 1, 1).kind,
         FindingKind::Misaligned
     );
+    // Memory is aligned as it is declared, and not better.
+    let pair = "mov.u32 %r1, s;\nst.shared.v2.u32 [%r1], {%r0, %r0};";
+    assert_eq!(one(SHARED, pair, 1, 1).kind, FindingKind::Misaligned);
+    clean(".shared .align 8 .b8 s[256];", pair, 1, 1);
+    let dynamic = "mov.u32 %r1, s;\nst.shared.v2.u32 [%r1], {%r0, %r0};";
+    let module = kernel(".extern .shared .align 4 .b8 s[];", dynamic);
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    let params: &[&[u8]] = params![p];
+    let list =
+        findings(module.launch(&mut gpu, "k", &Launch { params, shared_bytes: 64, ..Launch::default() }));
+    assert_eq!(kinds(&list), [FindingKind::Misaligned]);
+    let local = ".local .align 4 .b8 l[16];\nmov.u64 %rd2, l;\nst.local.v2.u32 [%rd2], {%r0, %r0};";
+    assert_eq!(one("", local, 1, 1).kind, FindingKind::Misaligned);
+    clean("", &local.replace(".align 4", ".align 8"), 1, 1);
 }
 
 #[test]
@@ -478,6 +500,16 @@ fn barrier_misuse() {
         1,
         128,
     );
+    // The same threads arrive twice; a reduction joins a plain barrier.
+    let twice = "bar.arrive 1, 64;\nbar.sync 1, 64;";
+    assert_eq!(one("", twice, 1, 32).kind, FindingKind::BarrierCount);
+    assert_eq!(one("", twice, 1, 64).kind, FindingKind::InvalidOperand);
+    let mixed =
+        "setp.lt.u32 %p1, %r0, 32;\n@%p1 bra A;\nbar.sync 0;\nbra B;\nA:\nbar.red.popc.u32 %r1, 0, %p1;\nB:";
+    assert_eq!(one("", mixed, 1, 64).kind, FindingKind::InvalidOperand);
+    // A last warp of 16 threads, which arrives in two halves.
+    let halves = "and.b32 %r1, %r0, 8;\nsetp.eq.u32 %p1, %r1, 0;\n@%p1 bra A;\nbarrier.sync 0;\nbra B;\nA:\nbarrier.sync 0;\nB:";
+    clean("", halves, 1, 48);
 }
 
 #[test]

@@ -13,6 +13,7 @@ use crate::source::{self, Variant};
 use crate::view::Memory;
 use ptx_sim::{Counters, Gpu, Launch, Module, Schedule};
 use std::collections::HashMap;
+use std::hash::{DefaultHasher, Hash, Hasher};
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -32,7 +33,7 @@ pub struct PtxSim(Arc<Shared>);
 struct Shared {
     arch: u32,
     caps: Caps,
-    schedule: Schedule,
+    schedule: Option<Schedule>,
     compiler: Compiler,
     gpu: Mutex<Gpu>,
     modules: Mutex<HashMap<Variant, Arc<Module>>>,
@@ -50,19 +51,22 @@ fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
 }
 
 impl PtxSim {
-    /// A GPU of architecture `arch` (75, 80, .., 120), whose warps and blocks run in the order of `schedule`.
+    /// A GPU of architecture `arch` (75, 80, .., 120), whose warps and blocks run in the order of `schedule`. Without one it
+    /// is for each kernel and grid the first, the last or a random warp that comes first: on each of
+    /// [`SIMULATED`](presets::SIMULATED) another one.
     ///
     /// # Errors
     /// [`Error::Unavailable`] when there is no NVRTC.
-    pub fn new(arch: u32, schedule: Schedule) -> Result<Self> {
+    pub fn new(arch: u32, schedule: Option<Schedule>) -> Result<Self> {
         let mut caps = presets::cuda_for(arch);
         // So few blocks along x that most grids are folded, with some blocks past the last: on hardware only calls
         // of more than 2^31 blocks are.
         caps.max_grid[0] = 3;
         caps.name = match schedule {
-            Schedule::FirstWarpFirst => format!("ptx-sim sm_{arch}"),
-            Schedule::LastWarpFirst => format!("ptx-sim sm_{arch} last-warp-first"),
-            Schedule::Random(seed) => format!("ptx-sim sm_{arch} random-{seed}"),
+            None => format!("ptx-sim sm_{arch}"),
+            Some(Schedule::FirstWarpFirst) => format!("ptx-sim sm_{arch} first-warp-first"),
+            Some(Schedule::LastWarpFirst) => format!("ptx-sim sm_{arch} last-warp-first"),
+            Some(Schedule::Random(seed)) => format!("ptx-sim sm_{arch} random-{seed}"),
         };
         Ok(Self(Arc::new(Shared {
             arch,
@@ -139,14 +143,28 @@ impl PtxSim {
             block: launch.block,
             shared_bytes: launch.shared_bytes,
             params: &params,
-            schedule: self.0.schedule,
+            schedule: self.schedule(&variant, launch.grid),
             ..Launch::default()
         };
         let report = module
             .launch(&mut lock(&self.0.gpu), variant.entry, &launch)
-            .map_err(|e| self.failed("launch", e))?;
+            .map_err(|e| self.failed("launch", format!("{e}\nschedule: {:?}", launch.schedule)))?;
         *lock(&self.0.last) = Some(Launched { kernel: variant.entry, counters: report.counters });
         Ok(())
+    }
+
+    fn schedule(&self, variant: &Variant, grid: [u32; 3]) -> Schedule {
+        self.0.schedule.unwrap_or_else(|| {
+            let mut hasher = DefaultHasher::new();
+            (variant, grid).hash(&mut hasher);
+            let seed = hasher.finish() >> 8;
+            let turn = presets::SIMULATED.iter().position(|&arch| arch == self.0.arch).unwrap_or(0);
+            match (seed as usize + turn) % 3 {
+                0 => Schedule::FirstWarpFirst,
+                1 => Schedule::LastWarpFirst,
+                _ => Schedule::Random(seed),
+            }
+        })
     }
 
     /// The module of a variant, compiled and decoded at its first use.

@@ -276,21 +276,14 @@ fn adapter_count() -> Option<usize> {
     Some(text.parse().unwrap_or_else(|_| panic!("ADVECT_ADAPTERS: what number is {text}?")))
 }
 
-/// Simulated GPUs of [`SIMULATED`](crate::target::presets::SIMULATED), each with another order of warps.
+/// Simulated GPUs of [`SIMULATED`](crate::target::presets::SIMULATED), on each of which a kernel's warps run in another order.
 ///
 /// # Errors
 /// [`Error::Unavailable`] without NVRTC.
 #[cfg(feature = "ptx-sim")]
 pub fn simulators() -> Result<Vec<Device>> {
-    use crate::target::presets::SIMULATED;
-    use crate::target::ptx_sim::PtxSim;
-    use ptx_sim::Schedule;
-    let orders = [Schedule::Random(1), Schedule::FirstWarpFirst, Schedule::LastWarpFirst];
-    SIMULATED
-        .into_iter()
-        .zip(orders)
-        .map(|(arch, order)| Ok(Device::PtxSim(PtxSim::new(arch, order)?)))
-        .collect()
+    use crate::target::{presets::SIMULATED, ptx_sim::PtxSim};
+    SIMULATED.into_iter().map(|arch| Ok(Device::PtxSim(PtxSim::new(arch, None)?))).collect()
 }
 
 /// A list of faces in an environment variable: `cpu,wgpu`.

@@ -14,7 +14,7 @@ impl Launch<Place> for &PtxSim {
 
 #[test]
 fn the_loop_ends_on_the_ring() {
-    let sim = match PtxSim::new(80, ptx_sim::Schedule::default()) {
+    let sim = match PtxSim::new(80, None) {
         Err(Unavailable { why, .. }) if std::env::var_os("ADVECT_NVRTC").is_none() => {
             return println!("skipped: {why}");
         }

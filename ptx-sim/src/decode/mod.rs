@@ -23,6 +23,12 @@ const MAX_FRAME: u32 = 512 << 10;
 const MAX_SHARED_END: u32 = 2 << 20;
 const MAX_CODE: usize = 4 << 20;
 
+/// Past a multiple of [`GAP`], an offset that is aligned as declared and not better: what needs more is seen. Within a variable
+/// the banks are as far apart as anywhere.
+pub(crate) fn barely_aligned(offset: u32, align: u32) -> u32 {
+    if align < GAP { offset + align } else { offset }
+}
+
 /// A shared variable in its place.
 #[derive(Debug, Clone)]
 pub(crate) struct SharedVar {
@@ -66,8 +72,7 @@ pub(crate) struct SharedLayout {
 
 impl SharedLayout {
     pub(crate) fn place(&mut self, decl: &VarDecl<'_>) -> Option<u32> {
-        // 128 divides the distance, so that the banks are those of an unpadded layout.
-        let offset = self.end.checked_next_multiple_of(decl.align.max(GAP))?;
+        let offset = barely_aligned(self.end.checked_next_multiple_of(decl.align.max(GAP))?, decl.align);
         self.end = offset.checked_add(decl.size)?.checked_add(GAP).filter(|end| *end <= MAX_SHARED_END)?;
         self.bytes = self.bytes.checked_next_multiple_of(decl.align)?.checked_add(decl.size)?;
         self.vars.push(SharedVar { offset, size: decl.size });
@@ -131,6 +136,7 @@ impl<'a> Decoder<'_, 'a> {
     fn frame(&mut self, decl: &VarDecl<'_>, line: u32) -> Result<u32> {
         let out = &mut self.out;
         let offset = out.frame_bytes.next_multiple_of(decl.align.max(16));
+        let offset = if decl.align < 16 { offset + decl.align } else { offset };
         out.frame_bytes = offset.saturating_add(decl.size).saturating_add(16);
         out.frame_vars.push((offset, decl.size));
         if out.frame_bytes > MAX_FRAME {

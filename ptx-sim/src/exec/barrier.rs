@@ -74,13 +74,28 @@ impl Env<'_> {
                 count
             }
         };
-        // A thread that arrives alone counts for itself, an aligned warp for 32.
-        let arriving = if args.aligned {
-            32
-        } else {
-            m.count_ones() + u32::from(m == warp.present) * (32 - m.count_ones())
-        };
         let barrier = &mut self.barriers[index as usize];
+        // A thread that arrives alone counts for itself; with the last of its warp those count that it lacks.
+        let of_warp = barrier.waiting.iter().filter(|w| w.warp == warp.id);
+        let here = of_warp.fold(0, |here, w| here | w.mask);
+        let arriving =
+            if args.aligned || here | m == warp.live { 32 - here.count_ones() } else { m.count_ones() };
+        let reduces = |kind: BarKind| !matches!(kind, BarKind::Sync | BarKind::Arrive);
+        let mixed = barrier.waiting.iter().any(|w| reduces(w.kind) != reduces(args.kind));
+        if here & m != 0 || mixed {
+            self.record(FindingKind::InvalidOperand, warp, lane, None, || {
+                if mixed {
+                    format!("barrier {index} is used with and without a reduction at once")
+                } else {
+                    format!(
+                        "lanes {:#010x} have arrived at barrier {index} before, and it is not complete",
+                        here & m
+                    )
+                }
+            });
+            self.abort = true;
+            return false;
+        }
         if barrier.arrived > 0 && barrier.expected != expected {
             let first = barrier.expected;
             self.record(FindingKind::BarrierCount, warp, lane, None, || {

@@ -199,13 +199,19 @@ impl Env<'_> {
         let n = bytes as usize;
         match space {
             Space::Param => {
+                let known = &self.cx.functions[self.cx.kernel as usize].params;
                 for l in Lanes(m) {
                     let (at, params) = (addresses[l] as usize, self.cx.params);
+                    let inside =
+                        |p: &Param| p.offset as usize <= at && at + n <= (p.offset + p.size) as usize;
                     if !addresses[l].is_multiple_of(u64::from(bytes)) {
                         self.misaligned(warp, l, addresses[l], bytes);
-                    } else if at + n > params.len() {
+                    } else if !known.iter().any(inside) {
                         self.record(FindingKind::OutOfBounds, warp, l, Some(addresses[l]), || {
-                            format!("{n} bytes of the {} bytes of kernel parameters", params.len())
+                            format!(
+                                "{n} bytes that are not all of one kernel parameter, of {} bytes in all",
+                                params.len()
+                            )
                         });
                     } else {
                         put_bytes(data, l, &params[at..at + n]);
@@ -600,7 +606,7 @@ impl Env<'_> {
                     let mut old = [0; 8];
                     old[..n].copy_from_slice(&env.shared.data[at..at + n]);
                     let old = u64::from_le_bytes(old);
-                    let new = update(op, ty, old, b.v[l], c.v[l]);
+                    let new = update(op, ty, old, b.v[l], c.v[l], false);
                     env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
                     out.v[l] = old;
                 }
@@ -626,7 +632,8 @@ impl Env<'_> {
                     if env.cx.uses_fences {
                         env.synchronize(addresses[l], ordered);
                     }
-                    out.v[l] = global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l]));
+                    out.v[l] =
+                        global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l], true));
                 }
             }
             _ => {
@@ -805,14 +812,19 @@ impl Env<'_> {
 }
 
 /// The new value of an atomic.
-fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64) -> u64 {
+fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64, is_global: bool) -> u64 {
     let bits = ty.bits();
     let mask = u64::MAX >> (64 - bits);
     let sx = |v: u64| (v << (64 - bits)) as i64 >> (64 - bits);
     let (b, c) = (b & mask, c & mask);
     match op {
         AtomOp::Add => match ty {
-            Ty::F32 => u64::from((f32::from_bits(old as u32) + f32::from_bits(b as u32)).to_bits()),
+            // In global memory, sums of f32 flush subnormals.
+            Ty::F32 => {
+                let flush = |v: u64| if is_global { fp::F32.flush(v) } else { v };
+                let sum = f32::from_bits(flush(old) as u32) + f32::from_bits(flush(b) as u32);
+                flush(u64::from(sum.to_bits()))
+            }
             Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
             Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {
                 let f = if matches!(ty, Ty::F16 | Ty::F16x2) { fp::F16 } else { fp::BF16 };
