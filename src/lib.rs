@@ -22,3 +22,8 @@ pub use error::{Error, Result};
 pub use target::cpu::Cpu;
 pub use tensor::{Device, Storage, Tensor};
 pub use view::{Dims, MAX_RANK, Memory, View};
+
+/// The README's example, compiled and run as a test.
+#[cfg(all(doctest, feature = "cuda", feature = "wgpu"))]
+#[doc = include_str!("../README.md")]
+struct Readme;

@@ -19,13 +19,15 @@ pub(crate) enum Kind {
     Negation,
     /// An index or element number grows by one.
     Index,
+    /// The address that a copy, a load of fragments or a vector access is given is one element further on.
+    Address,
     /// A guard no longer guards: an `if`, a `?:`, a `select`, a `min` or `max`.
     Mask,
 }
 
 impl Kind {
-    pub(crate) const ALL: [Self; 6] =
-        [Self::Barrier, Self::Wait, Self::Boundary, Self::Negation, Self::Index, Self::Mask];
+    pub(crate) const ALL: [Self; 7] =
+        [Self::Barrier, Self::Wait, Self::Boundary, Self::Negation, Self::Index, Self::Address, Self::Mask];
 
     /// What the report calls it.
     pub(crate) fn name(self) -> &'static str {
@@ -35,6 +37,7 @@ impl Kind {
             Self::Boundary => "comparison off by one",
             Self::Negation => "comparison negated",
             Self::Index => "index shifted",
+            Self::Address => "address shifted",
             Self::Mask => "mask dropped",
         }
     }
@@ -93,6 +96,7 @@ pub(crate) fn mutants(text: &str) -> Vec<Mutant> {
         file.barriers(i, &mut all);
         file.comparisons(i, &mut all);
         file.indices(i, &mut all);
+        file.addresses(i, &mut all);
         file.masks(i, &mut all);
     }
     all.sort_by_key(|m| (m.at.start, m.kind));
@@ -254,6 +258,32 @@ impl<'a> File<'a> {
         }
     }
 
+    fn addresses(&self, i: usize, all: &mut Vec<Mutant>) {
+        // Which of the arguments are pointers.
+        let pointers: &[usize] = match self.token(i) {
+            "cp_async16" => &[0, 1],
+            "ldmatrix_x4" | "ldmatrix_x4_trans" => &[1],
+            "put_four" | "load_four" | "reinterpret_cast" => &[0],
+            _ => return,
+        };
+        // A definition has a type before the name.
+        let before = self.token(i.wrapping_sub(1));
+        if before.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_') && before != "return" {
+            return;
+        }
+        let Some(open) = (i..self.tokens.len()).find(|&j| matches!(self.token(j), "(" | ";")) else { return };
+        let Some(close) = self.close(open).filter(|_| self.token(open) == "(") else { return };
+        let arguments = self.arguments(open, close);
+        for argument in pointers.iter().filter_map(|&n| arguments.get(n)).filter(|a| !a.is_empty()) {
+            let inner = self.span(argument.clone());
+            // A cast of a whole array is where that starts; what is taken from it is indexed.
+            if self.token(i) != "reinterpret_cast" || self.text[inner.clone()].contains('+') {
+                let by = format!("({}) + 1", &self.text[inner]);
+                self.push(all, Kind::Address, argument.clone(), by);
+            }
+        }
+    }
+
     /// Whether the bracket at `open` is a part of a declaration (`float acc[4]`, `float (&v)[WIDTH]`), of an
     /// attribute or of a lambda.
     fn declares(&self, open: usize) -> bool {
@@ -396,6 +426,25 @@ mod tests {
         assert_eq!(changed("fa[0] = v.x, fa[1] = v.y;").len(), 2);
         assert_eq!(changed("store_out(i, load_x(j));").len(), 2);
         assert!(changed("fn load_four(i: u32) -> f32 {}").is_empty());
+    }
+
+    #[test]
+    fn addresses_are_shifted() {
+        assert_eq!(
+            changed("cp_async16(to + r, ok ? x + at : x, 16);")[1..],
+            [
+                "Address: cp_async16(to + r, (ok ? x + at : x) + 1, 16);",
+                "Mask: cp_async16(to + r, true ? x + at : x, 16);"
+            ]
+        );
+        assert_eq!(
+            changed("put_four<!A, P>(tile + a, v);"),
+            ["Address: put_four<!A, P>((tile + a) + 1, v);"]
+        );
+        assert_eq!(changed("ldmatrix_x4(f, tile);"), ["Address: ldmatrix_x4(f, (tile) + 1);"]);
+        assert_eq!(changed("x = *reinterpret_cast<float2*>(p + 2);").len(), 1);
+        assert!(changed("__device__ void put_four(float* to, float4 v) {}").is_empty());
+        assert!(changed("float* a = reinterpret_cast<float*>(shared);").is_empty());
     }
 
     #[test]

@@ -123,6 +123,8 @@ pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
         let end = format!("| 0 | `{}` |", source.blob);
         text.lines().any(|line| line.starts_with(&row) && line.ends_with(&end))
     };
+    // Nor has a kind of mistake been tried that it does not count.
+    let tried = |kind: Kind| text.contains(&format!("\n| {} |", kind.name()));
     let mut named = HashMap::new();
     let mut file = "";
     for line in text.lines() {
@@ -140,7 +142,7 @@ pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
     let reasons = Reasons::read()?;
     let mut all = Vec::new();
     for source in sources.iter().filter(whole) {
-        let fates = mutate::mutants(&source.text).into_iter().map(|m| {
+        let fates = mutate::mutants(&source.text).into_iter().filter(|m| tried(m.kind)).map(|m| {
             let fate = named.get(&(source.path.as_str(), name(source, &m))).copied();
             (fate.unwrap_or(Fate::Noticed), m)
         });
