@@ -34,6 +34,16 @@ fn case(
     let [s, b, h, n, d] = sizes;
     let (lay, parts, lses, out) = layout;
     let from = if single { Dtype::F32 } else { dtype };
+    // What a part holds that has seen no key is of no account.
+    let held = match &values.1 {
+        Fill::Values(sums) if d > 0 => {
+            let of = |e: usize| {
+                if sums[e / d] == f32::NEG_INFINITY { f32::NAN } else { (e * 7 % 23) as f32 - 11.0 }
+            };
+            Fill::Values((0..sums.len() * d).map(of).collect())
+        }
+        _ => Fill::Normal(1.0),
+    };
     Case {
         name: format!(
             "s={s} b={b} h={h} n={n} d={d} parts={from} layout={lay} lses={}{}",
@@ -42,7 +52,7 @@ fn case(
         ),
         op: Merge,
         args: MergeArgs {
-            parts: view(from, &sizes, &parts, Fill::Normal(1.0)),
+            parts: view(from, &sizes, &parts, held),
             lses: view(Dtype::F32, &[s, b, h, n], &lses, values.1),
             out: view(dtype, &[b, h, n, d], &out, ()),
             lse: with_lse.then(|| view(Dtype::F32, &[b, h, n], &Layout::Gaps(vec![2, 0, 1]), ())),
