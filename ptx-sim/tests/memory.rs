@@ -143,6 +143,15 @@ fn atomics() {
     assert_eq!(each("cas.b32 %r1, [%rd0], %r0, 3", 0), [0, 3, 3, 3]);
     assert_eq!(each("inc.u32 %r1, [%rd0], 1", 0), [0, 1, 0, 1]);
     assert_eq!(each("dec.u32 %r1, [%rd0], 2", 1), [1, 0, 2, 1]);
+    // Sums of f32 flush subnormals in global memory, and do not in shared memory.
+    let sum = |space: &str, at: &str| {
+        format!(
+            "mov.f32 %f1, 0f000116C2; atom.{space}.add.f32 %f2, [{at}], %f1; bar.sync 0;\nld.{space}.u32 %r1, [{at}];\nst.global.u32 [%rd2], %r1;"
+        )
+    };
+    assert_eq!(out(&sum("global", "%rd0"), &[0x116c2], 4), [0; 4]);
+    let shared = format!("st.shared.u32 [s], 71362; bar.sync 0;\n{}", sum("shared", "s"));
+    assert_eq!(words(".shared .align 4 .b32 s;", &shared, &[0], 4).0[..4], [5 * 0x116c2; 4]);
     let body = "mov.f32 %f1, 0f3f000000; red.global.add.f32 [%rd0], %f1; bar.sync 0; ld.global.f32 %f2, [%rd0]; st.global.f32 [%rd2], %f2;";
     assert_eq!(out(body, &[0], 64), [32f32.to_bits(); 64]);
     let body = "mov.u64 %rd5, 4294967295; atom.global.add.u64 %rd6, [%rd0], %rd5; shr.u64 %rd6, %rd6, 32; cvt.u32.u64 %r1, %rd6; st.global.u32 [%rd2], %r1;";
