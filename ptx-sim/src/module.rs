@@ -29,7 +29,7 @@ const MAX_SHARED: u32 = 227 << 10;
 const MAX_LOCAL: u32 = 512 << 10;
 const MAX_LOCAL_BYTES: u32 = 256 << 20;
 /// Registers of all warps of a block, in bytes.
-const MAX_REGISTER_BYTES: u64 = 1 << 30;
+pub(crate) const MAX_REGISTER_BYTES: u64 = 1 << 30;
 
 /// The order in which warps and blocks run. A correct kernel gives the same results under each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]

@@ -56,7 +56,9 @@ pub(crate) struct KernelsArgs {
     /// architecture any two constants, dtypes or operands that occur together do so
     #[arg(long)]
     cover: bool,
-    /// Also leave PTX in the cache for the simulators of the tests, which then find it compiled
+    /// Also leave PTX in the cache for the simulators of the tests, which then find it compiled. With --cover, each variant
+    /// stays on one of their architectures where it can, and the others keep every constant, dtype and operand instead of
+    /// any two
     #[arg(long, conflicts_with_all = ["arch", "emit"])]
     simulated: bool,
     /// Write the kernels to files

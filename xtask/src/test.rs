@@ -9,7 +9,7 @@ use std::process::Command;
 
 const NO_FEATURES: &str = "--package advect --package advect-capi --no-default-features";
 
-/// The feature sets that must build and lint clean: all, each alone, none.
+/// The feature sets that must lint clean, with all targets: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
     ("default features and the simulator", EVERYTHING),
     ("no features", NO_FEATURES),

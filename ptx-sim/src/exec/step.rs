@@ -9,11 +9,10 @@ use super::warp::{Group, Warp};
 use crate::error::FindingKind;
 use crate::ir::*;
 use crate::memory::FUNCTION_WINDOW;
+use crate::module::MAX_REGISTER_BYTES;
 
 /// Deepest nesting of calls.
 const MAX_FRAMES: usize = 256;
-/// 32-bit registers of all frames of a warp: 128 MiB of them in a block of 32 warps, or those of one frame that is larger.
-const MAX_STACK_REGISTERS: usize = 1 << 15;
 
 /// What an instruction does to the control flow.
 enum Flow {
@@ -530,7 +529,9 @@ impl Env<'_> {
         let local = (from + frame_bytes).next_multiple_of(16);
         let registers =
             warp.r32.len() + callee.regs32 as usize + 2 * (warp.r64.len() + callee.regs64 as usize);
-        let full = local + callee.frame_bytes > self.cx.local_limit || registers > MAX_STACK_REGISTERS;
+        let warps = self.cx.block.iter().product::<u32>().div_ceil(32);
+        let register_bytes = 128 * registers as u64 * u64::from(warps);
+        let full = local + callee.frame_bytes > self.cx.local_limit || register_bytes > MAX_REGISTER_BYTES;
         if top + 1 >= MAX_FRAMES || full {
             let name = &callee.name;
             self.record(FindingKind::StackOverflow, warp, m.trailing_zeros() as usize, None, || {

@@ -48,8 +48,8 @@ pub(crate) struct MutantsArgs {
     /// Run again what was only taken over
     #[arg(long)]
     carried: bool,
-    /// Count what `harmless.toml` explains as survived without trying it: survivors take the longest, since every case
-    /// runs. The report can be no better for it.
+    /// Count what `harmless.toml` explains, and does not only predict, as survived without trying it: survivors take the
+    /// longest, since every case runs. The report can be no better for it.
     #[arg(long)]
     explained: bool,
 }
@@ -146,7 +146,9 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
     if args.explained {
         let reasons = report::Reasons::read()?;
         let mut file = appending(&journal)?;
-        let (explained, rest) = work.into_iter().partition(|(s, m)| reasons.of(s, m).is_some());
+        let (explained, rest) = work
+            .into_iter()
+            .partition(|(s, m)| reasons.of(s, m).is_some_and(|(reason, _)| !reason.predicted));
         work = rest;
         let explained: Vec<(&Source, Mutant)> = explained;
         for (source, mutant) in &explained {

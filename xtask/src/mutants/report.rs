@@ -48,6 +48,9 @@ pub(super) struct Reason {
     changed: Vec<String>,
     /// The argument.
     why: String,
+    /// No run has seen them survive yet.
+    #[serde(default)]
+    pub(super) predicted: bool,
 }
 
 /// What may stand for a mutant in `harmless.toml`.
