@@ -537,6 +537,76 @@ fn warp_masks() {
     clean("", nested, 1, 32);
 }
 
+/// Lanes may meet at different instructions, and some without the others: that orders what they do, and nothing else.
+#[test]
+fn parts_of_a_warp_meet() {
+    // Each lane writes its word; then either half of the warp has a barrier of its own, and reads a partner's word.
+    let halves = |partner: u32, [high, low]: [&str; 2]| {
+        format!(
+            "mov.u32 %r1, s;\nshl.b32 %r2, %r0, 2;\nadd.u32 %r3, %r1, %r2;\nst.shared.u32 [%r3], %r0;\nst.global.u32 [%rd1], %r0;
+xor.b32 %r4, %r0, {partner};\nshl.b32 %r4, %r4, 2;\nadd.u32 %r5, %r1, %r4;\ncvt.u64.u32 %rd2, %r4;\nadd.s64 %rd2, %rd0, %rd2;
+setp.lt.u32 %p1, %r0, 16;\n@%p1 bra A;\nbar.warp.sync {high};\nREAD\nbra B;
+A:\nadd.u32 %r7, %r0, 1;\nbar.warp.sync {low};\nREAD\nB:"
+        )
+    };
+    let [shared, global] = ["ld.shared.u32 %r6, [%r5];", "ld.global.u32 %r6, [%rd2];"];
+    let [all, low, high] = ["-1", "65535", "-65536"];
+    for (read, race) in [(shared, FindingKind::SharedRace), (global, FindingKind::GlobalRace)] {
+        let body = |partner: u32, masks: [&str; 2]| halves(partner, masks).replace("READ", read);
+        // The two halves wait for each other.
+        clean(SHARED, &body(16, [all, all]), 1, 32);
+        clean(SHARED, &body(1, [all, all]), 1, 32);
+        // They do not, and that suffices for partners in one half.
+        clean(SHARED, &body(1, [high, low]), 1, 32);
+        assert_eq!(one(SHARED, &body(16, [high, low]), 1, 32).kind, race);
+        // The lower half does not wait for the upper, which waits in vain.
+        let f = one(SHARED, &body(1, [all, low]), 1, 32);
+        assert_eq!(f.kind, FindingKind::WarpMask);
+        assert!(f.to_string().contains("0x0000ffff"), "{f}");
+        // One barrier with the masks of both halves; what they order adds up over several.
+        let together = |partner: u32, steps: &[u32]| {
+            let steps: String = steps
+                .iter()
+                .map(|step| {
+                    // A lane's mask: all lanes whose numbers differ from its own in the bits of the step only.
+                    format!("not.b32 %r8, {step};\nand.b32 %r8, %r8, %r0;\nmov.u32 %r9, {step};\nGROUP bar.warp.sync %r10;\n")
+                        .replace("GROUP", "mov.u32 %r10, 0;\nmov.u32 %r11, 0;\nLOOP: and.b32 %r12, %r11, %r9;\nor.b32 %r12, %r12, %r8;\nshl.b32 %r12, 1, %r12;\nor.b32 %r10, %r10, %r12;\nadd.u32 %r11, %r11, 1;\nsetp.lt.u32 %p2, %r11, 32;\n@%p2 bra LOOP;\n")
+                        .replace("LOOP", &format!("L{step}_"))
+                        .replace("shl.b32 %r12, 1, %r12", "mov.u32 %r13, 1;\nshl.b32 %r12, %r13, %r12")
+                })
+                .collect();
+            let body = halves(partner, [all, all]);
+            format!("{}{steps}{read}", body.split("setp.lt.u32 %p1").next().unwrap())
+        };
+        clean(SHARED, &together(1, &[1]), 1, 32);
+        clean(SHARED, &together(6, &[2, 4]), 1, 32);
+        clean(SHARED, &together(31, &[1, 2, 4, 8, 16]), 1, 32);
+        assert_eq!(one(SHARED, &together(2, &[1]), 1, 32).kind, race);
+        assert_eq!(one(SHARED, &together(31, &[1, 2, 4, 16]), 1, 32).kind, race);
+    }
+    // A write after a neighbour's read needs the barrier as well.
+    let write_back = |mask: &str| {
+        format!(
+            "setp.lt.u32 %p1, %r0, 16;\nselp.b32 %r8, {low}, {high}, %p1;\nxor.b32 %r4, %r0, 1;\nmul.wide.u32 %rd2, %r4, 4;
+add.s64 %rd2, %rd0, %rd2;\nld.global.u32 %r6, [%rd2];\n{mask}\nadd.u32 %r6, %r6, 1;\nst.global.u32 [%rd1], %r6;"
+        )
+    };
+    clean("", &write_back("bar.warp.sync %r8;"), 1, 32);
+    assert_eq!(one("", &write_back(""), 1, 32).kind, FindingKind::GlobalRace);
+    // Who waits for lanes that have left, or that wait at another barrier, waits for ever.
+    let left = "setp.lt.u32 %p1, %r0, 16;\n@%p1 bra A;\nbar.warp.sync -1;\nA:\nret;";
+    assert_eq!(one("", left, 1, 32).kind, FindingKind::WarpMask);
+    let crossed = "setp.lt.u32 %p1, %r0, 16;\n@%p1 bra A;\nbar.warp.sync -1;\nbra B;\nA:\nbar.warp.sync 0x7fffffff;\nB:";
+    assert_eq!(one("", crossed, 1, 32).kind, FindingKind::WarpMask);
+    // Lanes that have left are not waited for.
+    clean(
+        "",
+        "setp.lt.u32 %p1, %r0, 8;\n@%p1 ret;\nsetp.lt.u32 %p1, %r0, 16;\n@%p1 bra A;\nbar.warp.sync -1;\nret;\nA:\nbar.warp.sync -1;",
+        1,
+        32,
+    );
+}
+
 #[test]
 fn loops_traps_and_stacks_end() {
     assert_eq!(one("", "L: bra L;", 1, 32).kind, FindingKind::RunawayLoop);

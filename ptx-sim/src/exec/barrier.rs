@@ -1,10 +1,10 @@
-//! Block barriers: who arrives, who waits, what they order.
+//! Barriers of blocks and warps: who arrives, who waits, what they order.
 
 use std::sync::Arc;
 
 use super::block::{Barrier, Env, Waiting};
 use super::value::{Lanes, V32};
-use super::warp::Warp;
+use super::warp::{Warp, WarpSync};
 use crate::error::FindingKind;
 use crate::ir::{BarKind, Reg, Src};
 
@@ -12,11 +12,54 @@ use crate::ir::{BarKind, Reg, Src};
 const LAST_INTERVAL: u32 = (1 << 26) - 1;
 
 impl Warp {
+    /// What follows in this warp can be told from what came before.
+    pub(crate) fn advance(&mut self) {
+        self.interval = (self.interval + 1).min(LAST_INTERVAL);
+    }
+
     /// Everything up to here is ordered before what follows in this warp.
     pub(crate) fn next_interval(&mut self) {
-        self.interval = (self.interval + 1).min(LAST_INTERVAL);
+        self.advance();
         self.clock[self.id as usize] = self.interval - 1;
     }
+
+    /// All have come that a `bar.warp.sync` waits for.
+    fn meet(&mut self, at: usize) {
+        let WarpSync { arrived, .. } = self.syncs.swap_remove(at);
+        self.lanes_meet(arrived);
+        self.unpark(|mask| mask & arrived != 0);
+    }
+
+    /// Lanes that wait here no longer do.
+    fn unpark(&mut self, waits: impl Fn(u32) -> bool) {
+        for frame in &mut self.frames {
+            for group in frame.groups.iter_mut().filter(|g| g.parked && waits(g.mask)) {
+                group.parked = false;
+            }
+            // Lanes that went on without waiting may stand at the same place.
+            let mut i = 0;
+            while i < frame.groups.len() {
+                let group = frame.groups[i];
+                let twin =
+                    frame.groups[..i].iter_mut().find(|g| g.pc == group.pc && !g.parked && !group.parked);
+                if let Some(twin) = twin {
+                    twin.mask |= group.mask;
+                    frame.groups.swap_remove(i);
+                } else {
+                    i += 1;
+                }
+            }
+        }
+    }
+}
+
+/// What lanes do that have come to a `bar.warp.sync`.
+pub(crate) enum Meeting {
+    /// Go on.
+    Complete,
+    /// Go on, as do others that have waited for them.
+    WakesOthers,
+    Waits,
 }
 
 pub(crate) struct BarArgs<'a> {
@@ -142,6 +185,74 @@ impl Env<'_> {
         args.kind != BarKind::Arrive
     }
 
+    /// Executes `bar.warp.sync` for the lanes of `m`. Lanes may wait for each other at different ones, if these name
+    /// the same lanes.
+    pub(crate) fn bar_warp(&mut self, warp: &mut Warp, mask: &Src, m: u32) -> Meeting {
+        let masks = self.src32(warp, mask);
+        self.undefined(warp, masks.undef & m, "the mask");
+        let named = masks.v[m.trailing_zeros() as usize];
+        if Lanes(m).any(|l| masks.v[l] != named) {
+            // Several meetings at one instruction: each has to be complete.
+            self.warp_mask(warp, Some(mask), m);
+            let mut left = m;
+            while left != 0 {
+                let named = masks.v[left.trailing_zeros() as usize];
+                let same = Lanes(left).filter(|&l| masks.v[l] == named).fold(0, |s, l| s | 1 << l);
+                warp.lanes_meet(same);
+                left &= !same;
+            }
+            return Meeting::Complete;
+        }
+        if let Some(lane) = Lanes(m).find(|&l| masks.v[l] >> l & 1 == 0) {
+            self.record(FindingKind::WarpMask, warp, lane, None, || {
+                format!("the mask {:#010x} does not name lane {lane}, which executes this", masks.v[lane])
+            });
+        }
+        let (function, pc) = (self.function, self.pc);
+        let at = match warp.syncs.iter().position(|s| s.named == named) {
+            Some(at) => at,
+            None if named & warp.live & !m == 0 => {
+                warp.lanes_meet(m);
+                return Meeting::Complete;
+            }
+            None => {
+                warp.syncs.push(WarpSync { named, arrived: 0, function, pc });
+                warp.syncs.len() - 1
+            }
+        };
+        warp.syncs[at].arrived |= m;
+        if named & warp.live & !warp.syncs[at].arrived != 0 {
+            return Meeting::Waits;
+        }
+        warp.meet(at);
+        Meeting::WakesOthers
+    }
+
+    /// Lanes have exited: those that wait for them at a `bar.warp.sync` wait in vain.
+    pub(crate) fn exited(&mut self, warp: &mut Warp, lanes: u32) {
+        while let Some(at) = warp.syncs.iter().position(|s| s.named & lanes & !s.arrived != 0) {
+            self.waits_in_vain(warp, at, "have exited");
+            warp.syncs[at].named &= !lanes;
+            if warp.syncs[at].named & warp.live & !warp.syncs[at].arrived == 0 {
+                warp.meet(at);
+            }
+        }
+    }
+
+    /// A finding at the `bar.warp.sync` where lanes wait for others.
+    pub(crate) fn waits_in_vain(&mut self, warp: &Warp, at: usize, why: &str) {
+        let WarpSync { named, arrived, function, pc } = warp.syncs[at];
+        let here = std::mem::replace(&mut self.function, function);
+        let pc = std::mem::replace(&mut self.pc, pc);
+        let absent = named & !arrived;
+        self.record(FindingKind::WarpMask, warp, arrived.trailing_zeros() as usize, None, || {
+            format!(
+                "the mask {named:#010x} names lanes {absent:#010x}, which {why}; lanes {arrived:#010x} wait"
+            )
+        });
+        (self.function, self.pc) = (here, pc);
+    }
+
     fn complete(&mut self, index: usize) {
         let barrier = &mut self.barriers[index];
         if barrier.arrived < barrier.expected {
@@ -180,26 +291,7 @@ impl Env<'_> {
 
     /// Wakes a group of lanes.
     pub(crate) fn release(&mut self, warp: &mut Warp, waiting: &Waiting) {
-        for frame in &mut warp.frames {
-            for group in &mut frame.groups {
-                if group.parked && group.mask == waiting.mask {
-                    group.parked = false;
-                }
-            }
-            // Lanes that went on without waiting may stand at the same place.
-            let mut i = 0;
-            while i < frame.groups.len() {
-                let group = frame.groups[i];
-                let twin =
-                    frame.groups[..i].iter_mut().find(|g| g.pc == group.pc && !g.parked && !group.parked);
-                if let Some(twin) = twin {
-                    twin.mask |= group.mask;
-                    frame.groups.swap_remove(i);
-                } else {
-                    i += 1;
-                }
-            }
-        }
+        warp.unpark(|mask| mask == waiting.mask);
         if let Some(clock) = &waiting.clock {
             for (mine, &joined) in warp.clock.iter_mut().zip(clock.iter()) {
                 *mine = (*mine).max(joined);

@@ -254,8 +254,13 @@ impl<'l> Worker<'l> {
             });
         }
         self.env.barriers = barriers;
+        for warp in &self.warps {
+            for at in 0..warp.syncs.len() {
+                self.env.waits_in_vain(warp, at, "never come to a bar.warp.sync with this mask");
+            }
+        }
         if self.env.barriers.iter().all(|b| b.waiting.is_empty()) {
-            for warp in self.warps.iter().filter(|w| !w.frames.is_empty()) {
+            for warp in self.warps.iter().filter(|w| !w.frames.is_empty() && w.syncs.is_empty()) {
                 self.env.record(FindingKind::Deadlock, warp, 0, None, || "a warp can never go on".to_owned());
             }
         }

@@ -84,15 +84,19 @@ impl Who<'_> {
         }
         let i = interval(stamp);
         // Past the last interval that a stamp can hold, order within the block is taken for granted.
-        i == MAX_INTERVAL || self.warp.is_ordered(thread(stamp) as usize / 32, i)
+        i == MAX_INTERVAL || self.warp.is_ordered(self.lane, thread(stamp), i)
     }
 
     /// The first warp of several readers whose reads are not ordered before this warp's next access.
     fn unordered_reader(&self, stamp: u64) -> Option<usize> {
         let latest = interval(stamp);
-        (0..self.warp.clock.len()).find(|&w| {
-            warps(stamp) & bit_of(w) != 0 && latest != MAX_INTERVAL && !self.warp.is_ordered(w, latest)
-        })
+        let is_unordered = |w: usize| {
+            // Which lanes of this warp have read is known as long as none have met since: all, perhaps.
+            let known = w != self.warp.id as usize || !self.warp.is_split() || latest >= self.warp.interval;
+            known && latest > self.warp.clock[w]
+        };
+        (0..self.warp.clock.len())
+            .find(|&w| warps(stamp) & bit_of(w) != 0 && latest != MAX_INTERVAL && is_unordered(w))
     }
 
     /// Whether every other block is ordered before this one: then it matters not which of them have read.

@@ -46,7 +46,9 @@ fn write_stamp(warp: &Warp, lane: usize, atomic: bool) -> u64 {
 fn reader(slots: &[u32], warp: &Warp, me: u32) -> Option<Flaw> {
     for (w, &slot) in slots.iter().enumerate() {
         let thread = w as u32 * 32 + (slot & 31);
-        if !warp.is_ordered(w, slot >> 6) && (thread != me || slot & READ_MANY != 0) {
+        // Of several readers the last is known, and the others as long as no lanes have met since.
+        let others = slot & READ_MANY != 0 && slot >> 6 == warp.interval;
+        if !warp.is_ordered(me as usize % 32, thread, slot >> 6) && (thread != me || others) {
             return Some(Flaw::Race { thread, wrote: false });
         }
     }
@@ -139,10 +141,7 @@ impl Shared {
             let stamp = self.writes[cell];
             if stamp != 0 && flaw.is_none() {
                 let (interval, thread) = ((stamp >> 16) as u32, (stamp >> 1) as u32 & 0x7fff);
-                if thread != me
-                    && !(atomic && stamp & 1 != 0)
-                    && !warp.is_ordered(thread as usize / 32, interval)
-                {
+                if thread != me && !(atomic && stamp & 1 != 0) && !warp.is_ordered(lane, thread, interval) {
                     flaw = Some(Flaw::Race { thread, wrote: true });
                 }
             }
@@ -174,10 +173,7 @@ impl Shared {
             let stamp = self.writes[cell];
             if flaw.is_none() && stamp != 0 && !same {
                 let (interval, thread) = ((stamp >> 16) as u32, (stamp >> 1) as u32 & 0x7fff);
-                if thread != me
-                    && !(atomic && stamp & 1 != 0)
-                    && !warp.is_ordered(thread as usize / 32, interval)
-                {
+                if thread != me && !(atomic && stamp & 1 != 0) && !warp.is_ordered(lane, thread, interval) {
                     flaw = Some(Flaw::Race { thread, wrote: true });
                 }
             }

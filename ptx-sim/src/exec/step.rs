@@ -2,7 +2,7 @@
 
 use std::sync::atomic::Ordering::Relaxed;
 
-use super::barrier::BarArgs;
+use super::barrier::{BarArgs, Meeting};
 use super::block::{Env, Stop};
 use super::value::{LANES, Lanes, V32, V64, mask_of};
 use super::warp::{Group, Warp};
@@ -107,13 +107,9 @@ impl Env<'_> {
                     return if warp.steps >= last_step { Some(Stop::Preempted) } else { None };
                 }
                 Flow::Wait => {
+                    self.stand_at(warp, at, pc + 1);
                     let top = warp.frames.len() - 1;
                     let group = &mut warp.frames[top].groups[at];
-                    group.pc = pc + 1;
-                    let order = function.order[pc as usize + 1];
-                    if order != u32::MAX {
-                        group.order = order;
-                    }
                     group.parked = m != 0;
                     // Lanes whose guard does not hold go on alone.
                     if m != mask {
@@ -124,6 +120,17 @@ impl Env<'_> {
                     return None;
                 }
             }
+        }
+    }
+
+    /// Group `at` goes on there.
+    fn stand_at(&self, warp: &mut Warp, at: usize, pc: u32) {
+        let top = warp.frames.len() - 1;
+        let frame = &mut warp.frames[top];
+        frame.groups[at].pc = pc;
+        let order = self.cx.functions[frame.function as usize].order[pc as usize];
+        if order != u32::MAX {
+            frame.groups[at].order = order;
         }
     }
 
@@ -200,6 +207,7 @@ impl Env<'_> {
             Op::Ret | Op::Exit => {
                 if matches!(inst.op, Op::Exit) || warp.frames.len() == 1 {
                     warp.live &= !m;
+                    self.exited(warp, m);
                 }
                 self.regroup(warp, at, &[(pc + 1, mask & !m)]);
                 return Flow::Regroup;
@@ -220,6 +228,15 @@ impl Env<'_> {
                 let args = BarArgs { kind: *kind, aligned: *aligned, id, count: count.as_ref(), d: *d, p };
                 if self.bar(warp, &args, m) {
                     return Flow::Wait;
+                }
+            }
+            Op::BarWarp { mask: named } => {
+                // Those who wake join this group if they stand where it does.
+                self.stand_at(warp, at, pc + 1);
+                match self.bar_warp(warp, named, m) {
+                    Meeting::Complete => {}
+                    Meeting::WakesOthers => return Flow::Regroup,
+                    Meeting::Waits => return Flow::Wait,
                 }
             }
             #[cfg(target_arch = "x86_64")]
@@ -432,10 +449,6 @@ impl Env<'_> {
                 warp.put_pred(*p, 1 << leader, 0, m);
             }
             Op::ActiveMask { d } => warp.put32(*d, &V32::splat(m), m),
-            Op::BarWarp { mask } => {
-                self.warp_mask(warp, Some(mask), m);
-                warp.next_interval();
-            }
             Op::Fence { gpu } => self.fenced |= gpu,
             Op::Nop => {}
             // Control flow is handled before.
@@ -446,7 +459,8 @@ impl Env<'_> {
             | Op::Exit
             | Op::Trap
             | Op::Goto { .. }
-            | Op::Bar { .. } => {}
+            | Op::Bar { .. }
+            | Op::BarWarp { .. } => {}
         }
     }
 

@@ -31,6 +31,15 @@ pub(crate) struct Frame {
     pub(crate) rets: Vec<(u32, u32, u32)>,
 }
 
+/// Lanes that wait at `bar.warp.sync` until all that the mask names have come.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct WarpSync {
+    pub(crate) named: u32,
+    pub(crate) arrived: u32,
+    pub(crate) function: u32,
+    pub(crate) pc: u32,
+}
+
 /// A `cp.async` that has not landed.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Copy {
@@ -65,8 +74,13 @@ pub(crate) struct Warp {
     pub(crate) local_state: Vec<u8>,
     pub(crate) local_stride: usize,
     /// For every warp of the block the last interval of it that is ordered before this warp's next access; for
-    /// this warp itself the interval before the current one.
+    /// this warp itself the last that is so for every pair of its lanes.
     pub(crate) clock: Vec<u32>,
+    /// Where lanes have met without the others: for each lane, of every lane, the last interval that is ordered
+    /// before the former's next access, if it is later than in `clock`. Empty until that happens.
+    pub(crate) lane_clock: Vec<[u32; LANES]>,
+    /// Lanes that wait at a `bar.warp.sync` for others.
+    pub(crate) syncs: Vec<WarpSync>,
     /// This warp's current interval.
     pub(crate) interval: u32,
     pub(crate) copies: Vec<Copy>,
@@ -92,6 +106,8 @@ impl Warp {
         self.steps = 0;
         self.clock.clear();
         self.clock.resize(warps, 0);
+        self.lane_clock.clear();
+        self.syncs.clear();
         self.interval = 1;
         self.local_stride = 0;
         self.local.clear();
@@ -246,9 +262,39 @@ impl Warp {
         }
     }
 
-    /// Whether an access stamped with `interval` by a warp happens before this warp's next access.
+    /// Whether an access stamped with `interval` by a thread happens before the next access of a lane of this warp.
     #[inline(always)]
-    pub(crate) fn is_ordered(&self, warp: usize, interval: u32) -> bool {
-        interval <= self.clock[warp]
+    pub(crate) fn is_ordered(&self, lane: usize, thread: u32, interval: u32) -> bool {
+        interval <= self.clock[thread as usize / 32] || self.have_lanes_met(lane, thread, interval)
+    }
+
+    #[cold]
+    fn have_lanes_met(&self, lane: usize, thread: u32, interval: u32) -> bool {
+        let known = self.lane_clock.get(lane).map(|of| of[thread as usize % 32]);
+        thread / 32 == self.id && known.is_some_and(|latest| interval <= latest)
+    }
+
+    /// Whether a part of the lanes has met without the others: who has read in an earlier interval is then not known.
+    pub(crate) fn is_split(&self) -> bool {
+        !self.lane_clock.is_empty()
+    }
+
+    /// What these lanes have done is ordered before what any of them does next.
+    pub(crate) fn lanes_meet(&mut self, lanes: u32) {
+        if self.live & !lanes == 0 {
+            return self.next_interval();
+        }
+        if self.lane_clock.is_empty() {
+            self.lane_clock = vec![[0; LANES]; LANES];
+        }
+        let mut joined = [0; LANES];
+        for l in Lanes(lanes) {
+            for (joined, &known) in joined.iter_mut().zip(&self.lane_clock[l]) {
+                *joined = (*joined).max(known);
+            }
+        }
+        Lanes(lanes).for_each(|l| joined[l] = self.interval);
+        Lanes(lanes).for_each(|l| self.lane_clock[l] = joined);
+        self.advance();
     }
 }
