@@ -38,8 +38,7 @@ pub(crate) struct MutantsArgs {
     /// Only write the report from what is known
     #[arg(long)]
     report: bool,
-    /// First take over from the report before what the journal does not know, of files that have not changed since and
-    /// that it has in full
+    /// First take over from the report before what the journal does not know, of files that have not changed since
     #[arg(long)]
     carry: bool,
     /// Only mutants whose line as changed contains one of these
@@ -142,7 +141,12 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
             args.line.is_empty() || args.line.iter().any(|l| changed.contains(l.as_str()))
         })
         .collect();
-    work.sort_by_key(|(s, _)| place(s));
+    // In no order, so that what has run of a file when the run is broken off speaks for the rest.
+    work.sort_by_cached_key(|(s, m)| {
+        let mut hasher = DefaultHasher::new();
+        key(s, m).hash(&mut hasher);
+        (place(s), hasher.finish())
+    });
     if args.explained {
         let reasons = report::Reasons::read()?;
         let mut file = appending(&journal)?;

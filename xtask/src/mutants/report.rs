@@ -110,23 +110,23 @@ impl Count {
 /// What is said of mutants that are none.
 const SAME: &str = "same code";
 const REFUSED: &str = "refused";
+const NOT_RUN: &str = "not run";
 
 /// The table's head, but for what files have besides.
 const HEADER: &str = "| | ran | noticed | harmless | unobservable | not explained | of all | of faults | same code | refused |\n|---|---|---|---|---|---|---|---|---|---|\n";
 
-/// What the report before says of each mutant of the files that are what they were, and of which all ran: its
-/// survivors survived, what is named as the same code or as refused was that, all others were noticed. A survivor for which
-/// there is no reason any more has to run again.
+/// What the report before says of each mutant of the files that are what they were: its survivors survived, what is
+/// named as the same code, as refused or as not run was that, all others were noticed. A survivor for which there is no
+/// reason any more has to run again.
 pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
     let path = folder().join("REPORT.md");
     let text = std::fs::read_to_string(&path).with_context(|| format!("cannot read {}", path.display()))?;
-    // Of a file that is not in it in full, what is not named there need not have been noticed.
-    let whole = |source: &&Source| {
+    let unchanged = |source: &&Source| {
         let row = format!("| `{}` |", source.path);
-        let end = format!("| 0 | `{}` |", source.blob);
+        let end = format!("| `{}` |", source.blob);
         text.lines().any(|line| line.starts_with(&row) && line.ends_with(&end))
     };
-    // Nor has a kind of mistake been tried that it does not count.
+    // A kind of mistake that it does not count has not been tried.
     let tried = |kind: Kind| text.contains(&format!("\n| {} |", kind.name()));
     let mut named = HashMap::new();
     let mut file = "";
@@ -135,19 +135,20 @@ pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
             file = name.trim_end_matches('`');
         } else if let Some((name, why)) = line.strip_prefix("- ").and_then(|l| l.split_once("`. ")) {
             let fate = match why {
-                SAME => Fate::Same,
-                REFUSED => Fate::Refused,
-                _ => Fate::Survived,
+                NOT_RUN => None,
+                SAME => Some(Fate::Same),
+                REFUSED => Some(Fate::Refused),
+                _ => Some(Fate::Survived),
             };
             named.insert((file, name.to_owned()), fate);
         }
     }
     let reasons = Reasons::read()?;
     let mut all = Vec::new();
-    for source in sources.iter().filter(whole) {
-        let fates = mutate::mutants(&source.text).into_iter().filter(|m| tried(m.kind)).map(|m| {
+    for source in sources.iter().filter(unchanged) {
+        let fates = mutate::mutants(&source.text).into_iter().filter(|m| tried(m.kind)).filter_map(|m| {
             let fate = named.get(&(source.path.as_str(), name(source, &m))).copied();
-            (fate.unwrap_or(Fate::Noticed), m)
+            Some((fate.unwrap_or(Some(Fate::Noticed))?, m))
         });
         let known = fates.filter(|(fate, m)| *fate != Fate::Survived || reasons.of(source, m).is_some());
         all.extend(known.map(|(fate, m)| Known { carried: true, ..Known::new(source, &m, fate) }));
@@ -170,7 +171,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
     let reasons = Reasons::read()?;
     let mut by_file: Vec<(&Source, Count)> = Vec::new();
     let mut by_kind = Kind::ALL.map(|k| (k.name().to_owned(), Count::default()));
-    let mut survivors: Vec<(&Known, Option<(&Reason, bool)>)> = Vec::new();
+    let mut named: Vec<(&str, String)> = Vec::new();
     let mut used = HashSet::new();
     for source in sources {
         let mut count = Count::default();
@@ -179,28 +180,39 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
             let found = known.get(&key(source, &mutant));
             one.carried = found.is_some_and(|k| k.carried).into();
             one.explained = found.is_some_and(|k| k.explained).into();
-            match found {
-                None => one.unknown = 1,
-                Some(k) if k.fate == Fate::Refused => {
+            let mut say = |why: &str| {
+                named.push((&source.path, format!("- {}. {why}", name(source, &mutant))));
+            };
+            match found.map(|k| k.fate) {
+                Some(Fate::Noticed) => one.noticed = 1,
+                None => {
+                    one.unknown = 1;
+                    say(NOT_RUN);
+                }
+                Some(Fate::Refused) => {
                     one.refused = 1;
-                    survivors.push((k, None));
+                    say(REFUSED);
                 }
-                Some(k) if k.fate == Fate::Same => {
+                Some(Fate::Same) => {
                     one.same = 1;
-                    survivors.push((k, None));
+                    say(SAME);
                 }
-                Some(k) if k.fate == Fate::Noticed => one.noticed = 1,
-                Some(k) => {
-                    let reason = reasons.of(source, &mutant);
-                    match reason {
-                        None => one.open = 1,
-                        Some((_, true)) => one.harmless = 1,
-                        Some((_, false)) => one.unobservable = 1,
+                Some(Fate::Survived) => {
+                    match reasons.of(source, &mutant) {
+                        None => {
+                            one.open = 1;
+                            say("**not explained**");
+                        }
+                        Some((reason, true)) => {
+                            one.harmless = 1;
+                            say(&reason.why);
+                        }
+                        Some((reason, false)) => {
+                            one.unobservable = 1;
+                            say(&format!("**unobservable**: {}", reason.why));
+                        }
                     }
-                    if reason.is_some() {
-                        used.extend(entries(source, &mutant).into_iter().map(|e| (k.path.as_str(), e)));
-                    }
-                    survivors.push((k, reason));
+                    used.extend(entries(source, &mutant).into_iter().map(|e| (source.path.as_str(), e)));
                 }
             }
             count.add(one);
@@ -212,7 +224,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
     }
     let mut total = Count::default();
     by_file.iter().for_each(|(_, c)| total.add(*c));
-    let page = page(&by_file, &by_kind, total, &survivors)?;
+    let page = page(&by_file, &by_kind, total, &named)?;
     std::fs::write(folder().join("REPORT.md"), page)?;
     println!("{HEADER}{}", total.row("all"));
     for (reason, _) in reasons.all() {
@@ -231,7 +243,7 @@ fn page(
     by_file: &[(&Source, Count)],
     by_kind: &[(String, Count)],
     total: Count,
-    survivors: &[(&Known, Option<(&Reason, bool)>)],
+    named: &[(&str, String)],
 ) -> Result<String> {
     let mut page = String::from(
         "# Mutation report\n\n\
@@ -268,19 +280,12 @@ fn page(
     }
     page += "\n## Survivors, and what did not run\n";
     let mut file = "";
-    for (known, why) in survivors {
-        if known.path != file {
-            file = &known.path;
+    for (path, line) in named {
+        if *path != file {
+            file = path;
             writeln!(page, "\n### `{file}`\n")?;
         }
-        let why = match why {
-            None if known.fate == Fate::Same => SAME.to_owned(),
-            None if known.fate == Fate::Refused => REFUSED.to_owned(),
-            None => "**not explained**".to_owned(),
-            Some((reason, true)) => reason.why.clone(),
-            Some((reason, false)) => format!("**unobservable**: {}", reason.why),
-        };
-        writeln!(page, "- line {}, {}: `{}`. {why}", known.line, known.kind, known.changed)?;
+        writeln!(page, "{line}")?;
     }
     Ok(page)
 }
