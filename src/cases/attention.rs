@@ -157,6 +157,8 @@ enum Extra {
     PackedKeys(&'static [usize]),
     /// Of packed sequences, how long the longest are, said.
     MaxSeqlens,
+    /// Starts of packed sequences before the first token and after the last, and of keys one that is less than before.
+    WildStarts,
     /// Keys in pages of so many tokens, in no order, and how many keys each sequence has.
     Pages(usize, &'static [i32]),
     /// Parts of the keys, each with a result. To be the last.
@@ -268,6 +270,22 @@ impl Extra {
                 }
                 format!("packed_k={list:?}")
             }
+            Self::WildStarts => {
+                let wild = |starts: &mut Option<View<Fill>>, last: Option<f32>| {
+                    let Some(Fill::Values(starts)) = starts.as_mut().map(View::memory_mut) else { return };
+                    let n = starts.len();
+                    (starts[0], starts[n - 1]) = (-7.0, i32::MAX as f32);
+                    starts[n - 2] = last.unwrap_or(starts[n - 2]);
+                };
+                wild(&mut args.cu_seqlens_q, None);
+                wild(&mut args.cu_seqlens_k, Some(1.0));
+                // Any key may be seen now.
+                for view in [&mut args.k, &mut args.v] {
+                    let values = Fill::Values((0..view.shape().iter().product()).map(some).collect());
+                    *view.memory_mut() = values;
+                }
+                "wild".into()
+            }
             Self::MaxSeqlens => {
                 let longest = |starts: &Option<View<Fill>>| {
                     let Some(Fill::Values(starts)) = starts.as_ref().map(View::memory) else { return None };
@@ -358,7 +376,7 @@ fn hiding() -> Fill {
 fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
     use Extra::{
         Bias, KeyLengths, Lse, Mask, MaxSeqlens, PackedKeys, PackedQueries, Pages, QueryLengths, Sinks,
-        Slopes, Splits, ValueDim,
+        Slopes, Splits, ValueDim, WildStarts,
     };
     let rows = || Layout::Contiguous;
     let per_head = || Layout::Broadcast(vec![0]);
@@ -461,6 +479,14 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
             vec![PackedQueries(&[2, 0, 1]), MaxSeqlens, KeyLengths(&[60, 9, 33]), Lse],
         ),
         ([2, 2, 20, 1, 16], 2, plain, vec![PackedKeys(&[0, 40]), Mask(rows()), Lse]),
+        // What starts say is not believed: no token is read that is not there.
+        ([3, 2, 1, 1, 16], 1, plain, vec![PackedQueries(&[3, 4, 2]), PackedKeys(&[4, 6, 3]), WildStarts]),
+        (
+            [4, 4, 1, 1, 64],
+            2,
+            causal,
+            vec![PackedQueries(&[70, 0, 9, 20]), PackedKeys(&[40, 33, 0, 60]), WildStarts, Lse],
+        ),
         (
             large,
             4,

@@ -167,8 +167,8 @@ impl Sequence {
         let starts_k = numbers(&args.cu_seqlens_k, p.cu_seqlens_k_b);
         let lengths_q = numbers(&args.q_lengths, p.q_lengths_b);
         let lengths_k = numbers(&args.k_lengths, p.k_lengths_b);
-        // Starts that decrease count as the largest so far: no two sequences share a query that they would both write.
-        let (mut q_start, mut k_start) = (0, 0);
+        // Queries' starts that decrease count as the largest so far: no two sequences share one that they would both write.
+        let mut q_start = 0;
         let tokens =
             |b: usize, starts: &dyn Fn(usize) -> Option<usize>, before: usize, total: u32, most: u32| {
                 let (total, most) = (total as usize, most as usize);
@@ -183,8 +183,8 @@ impl Sequence {
         (0..p.pairs as usize / p.heads.max(1) as usize)
             .map(|b| {
                 let (q_first, rows) = tokens(b, &starts_q, q_start, p.q_total, p.nq);
-                let (k_first, keys) = tokens(b, &starts_k, k_start, p.k_total, p.nk);
-                (q_start, k_start) = (q_first, k_first);
+                let (k_start, keys) = tokens(b, &starts_k, 0, p.k_total, p.nk);
+                q_start = q_first;
                 let queries = lengths_q(b).unwrap_or(rows).min(rows);
                 let keys = lengths_k(b).unwrap_or(keys).min(keys);
                 // The band is that of all queries and keys.

@@ -19,7 +19,8 @@ use crate::view::View;
 /// - `lse` is the logarithm of that sum, from which partial results are merged and gradients computed.
 ///
 /// - **Where sequences lie.** One a batch entry; or one behind the other along the tokens, without padding, with the places
-///   where they start (`cu_seqlens_q`, `cu_seqlens_k`); or keys in pages of a common pool (`block_table`).
+///   where they start (`cu_seqlens_q`, `cu_seqlens_k`), which count as the nearest token where there is none; or keys in
+///   pages of a common pool (`block_table`).
 /// - **Few queries, many keys.** [`Attention::splits()`] gives each part of the keys blocks of its own, whose results
 ///   [`Merge`](super::Merge) makes whole.
 ///

@@ -99,20 +99,21 @@ impl Query {
     ) -> Self {
         let number = |of: &View<Dense>, at: &[usize]| of.memory().at(at).max(0.0) as usize;
         let most = |max: Option<u32>| max.map_or(usize::MAX, |max| max as usize);
-        let packed = |of: &View<Dense>, b: usize, max: Option<u32>| {
-            let (start, end) = (number(of, &[b]), number(of, &[b + 1]));
-            (start, (end - start).min(most(max)))
+        // Inside of all tokens, whatever the starts say.
+        let packed = |of: &View<Dense>, b: usize, tokens: usize, max: Option<u32>| {
+            let (start, end) = (number(of, &[b]).min(tokens), number(of, &[b + 1]).min(tokens));
+            (start, end.saturating_sub(start).min(most(max)))
         };
         let (b, first, queries) = match &args.cu_seqlens_q {
             None => (entry, 0, args.q.shape()[2]),
             // Of tokens that belong to no sequence nothing is said: no case has them.
             Some(starts) => (0..starts.shape()[0] - 1)
-                .map(|b| (b, packed(starts, b, op.max_seqlen_q)))
+                .map(|b| (b, packed(starts, b, args.q.shape()[2], op.max_seqlen_q)))
                 .find(|(_, (first, count))| (*first..first + count).contains(&token))
                 .map_or((0, 0, 0), |(b, (first, count))| (b, first, count)),
         };
         let (k_start, keys) = match (&args.cu_seqlens_k, &args.block_table) {
-            (Some(starts), _) => packed(starts, b, op.max_seqlen_k),
+            (Some(starts), _) => packed(starts, b, args.k.shape()[2], op.max_seqlen_k),
             (None, Some(table)) => (0, table.shape()[1] * args.k.shape()[2]),
             (None, None) => (0, args.k.shape()[2]),
         };
