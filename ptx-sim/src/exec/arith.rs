@@ -578,7 +578,8 @@ impl Env<'_> {
                 TestP::Infinite => magnitude == f.inf(),
                 TestP::Number => magnitude <= f.inf(),
                 TestP::NotANumber => magnitude > f.inf(),
-                TestP::Normal => magnitude < f.inf() && magnitude >> f.man_bits != 0,
+                // Zeros count as normal.
+                TestP::Normal => magnitude < f.inf() && !f.is_subnormal(magnitude),
                 TestP::Subnormal => f.is_subnormal(magnitude),
             }
         });
