@@ -221,8 +221,9 @@ pub(crate) enum IntOp {
     Dp2a(bool, bool, bool),
     MinRelu,
     MaxRelu,
-    Min16x2,
-    Max16x2,
+    /// Negative results become 0, or do not.
+    Min16x2(bool),
+    Max16x2(bool),
     Add16x2,
 }
 

@@ -202,10 +202,16 @@ impl Env<'_> {
             IntOp::Max => map2(&a, &b, |a, b| a.max(b)),
             IntOp::MinRelu => two(|a, b| (a as i32).min(b as i32).max(0) as u32),
             IntOp::MaxRelu => two(|a, b| (a as i32).max(b as i32).max(0) as u32),
-            IntOp::Min16x2 if signed => two(|a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)) as u32)),
-            IntOp::Min16x2 => two(|a, b| halves(a, b, |a, b| a.min(b))),
-            IntOp::Max16x2 if signed => two(|a, b| halves(a, b, |a, b| sx16(a).max(sx16(b)) as u32)),
-            IntOp::Max16x2 => two(|a, b| halves(a, b, |a, b| a.max(b))),
+            IntOp::Min16x2(relu) if signed => {
+                let least = if relu { 0 } else { i32::MIN };
+                map2(&a, &b, |a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)).max(least) as u32))
+            }
+            IntOp::Max16x2(relu) if signed => {
+                let least = if relu { 0 } else { i32::MIN };
+                map2(&a, &b, |a, b| halves(a, b, |a, b| sx16(a).max(sx16(b)).max(least) as u32))
+            }
+            IntOp::Min16x2(_) => two(|a, b| halves(a, b, |a, b| a.min(b))),
+            IntOp::Max16x2(_) => two(|a, b| halves(a, b, |a, b| a.max(b))),
             IntOp::Add16x2 => two(|a, b| halves(a, b, u32::wrapping_add)),
             IntOp::Popc => map1(&a, u32::count_ones),
             IntOp::Clz => map1(&a, u32::leading_zeros),
