@@ -314,7 +314,8 @@ impl<'a> Ins<'_, '_, 'a> {
         let Some((m, n, k)) = shape else {
             return self.unsupported("this shape");
         };
-        if !(self.has("row") && self.has("col")) {
+        let in_order = self.mods.windows(2).any(|w| w == ["row", "col"]);
+        if !(in_order && self.has("row") && self.has("col")) {
             return self.unsupported("only .row.col");
         }
         let satfinite = self.has("satfinite");
