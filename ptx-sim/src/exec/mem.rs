@@ -823,7 +823,7 @@ fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64, is_global: bool) -> u64 
             Ty::F32 => {
                 let flush = |v: u64| if is_global { fp::F32.flush(v) } else { v };
                 let sum = f32::from_bits(flush(old) as u32) + f32::from_bits(flush(b) as u32);
-                flush(u64::from(sum.to_bits()))
+                if sum.is_nan() { fp::F32.nan } else { flush(u64::from(sum.to_bits())) }
             }
             Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
             Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {
