@@ -754,6 +754,4 @@ pub(crate) struct Variable {
     pub(crate) space: Space,
     pub(crate) size: u32,
     pub(crate) init: Vec<u8>,
-    /// Offset, width, symbol and addend of initial values that are addresses.
-    pub(crate) relocations: Vec<(u32, u32, String, i64)>,
 }
