@@ -421,6 +421,9 @@ impl Env<'_> {
         let bits = ty.bits();
         let mask = u128::from(u64::MAX >> (64 - bits));
         let mut v = V64 { v: [0; LANES], undef: a.undef | b.undef | c.undef };
+        if carry_in {
+            v.undef |= warp.undef_carry;
+        }
         let mut out = 0;
         for l in 0..LANES {
             let cc = u128::from(carry_in && warp.carry >> l & 1 != 0);
@@ -445,6 +448,7 @@ impl Env<'_> {
         }
         if carry_out {
             warp.carry = warp.carry & !m | out & m;
+            warp.undef_carry = warp.undef_carry & !m | v.undef & m;
         }
         warp.put64(d, &v, m);
     }
