@@ -221,8 +221,9 @@ pub(crate) enum IntOp {
     Dp2a(bool, bool, bool),
     MinRelu,
     MaxRelu,
-    Min16x2,
-    Max16x2,
+    /// Negative results become 0, or do not.
+    Min16x2(bool),
+    Max16x2(bool),
     Add16x2,
 }
 
@@ -753,6 +754,4 @@ pub(crate) struct Variable {
     pub(crate) space: Space,
     pub(crate) size: u32,
     pub(crate) init: Vec<u8>,
-    /// Offset, width, symbol and addend of initial values that are addresses.
-    pub(crate) relocations: Vec<(u32, u32, String, i64)>,
 }

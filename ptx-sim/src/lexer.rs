@@ -40,7 +40,7 @@ fn word_end(s: &[u8], mut i: usize) -> usize {
         while i < s.len() && is_word(s[i]) {
             i += 1;
         }
-        if i + 2 < s.len() && &s[i..i + 2] == b"::" && s[i + 2].is_ascii_alphabetic() {
+        if i + 2 < s.len() && &s[i..i + 2] == b"::" && s[i + 2].is_ascii_alphanumeric() {
             i += 2;
         } else {
             return i;

@@ -1,6 +1,6 @@
 //! A parsed module, and launching its kernels.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
 
@@ -180,27 +180,12 @@ impl Module {
             let mut bytes = variable.init.clone();
             // Without an initializer, module variables are zero.
             bytes.resize(variable.size as usize, 0);
-            for (offset, width, symbol, addend) in &variable.relocations {
-                let value = self.address_of(symbol)?.wrapping_add(*addend as u64);
-                let (from, width) = (*offset as usize, *width as usize);
-                bytes[from..from + width].copy_from_slice(&value.to_le_bytes()[..width]);
-            }
             gpu.write(*at, &bytes)?;
             if let Ok(i) = gpu.allocs.binary_search_by_key(at, |a| a.base) {
                 gpu.allocs[i].read_only = variable.space == Space::Const;
             }
         }
         Ok(())
-    }
-
-    fn address_of(&self, symbol: &str) -> Result<u64> {
-        if let Some((_, at)) = self.variables.iter().find(|(v, _)| v.name == symbol) {
-            return Ok(*at);
-        }
-        if let Some(i) = self.functions.iter().position(|f| f.name == symbol) {
-            return Ok(FUNCTION_WINDOW + i as u64 * 16);
-        }
-        Err(Error::Limit(format!("initial value `{symbol}` is no variable or function of this module")))
     }
 
     /// Runs a kernel to its end.
@@ -459,6 +444,17 @@ struct Builder<'a> {
     id: u64,
     next: u64,
     variables: Vec<(Variable, u64)>,
+    relocations: Vec<Relocation>,
+}
+
+/// An address in the initial value of a variable.
+struct Relocation {
+    variable: usize,
+    offset: u32,
+    width: u32,
+    symbol: String,
+    addend: i64,
+    line: u32,
 }
 
 impl<'a> Builder<'a> {
@@ -466,32 +462,57 @@ impl<'a> Builder<'a> {
         let id = NEXT_MODULE.fetch_add(1, Relaxed);
         // 2^26 places; later modules reuse the first, which matters only to a GPU that both run on.
         let next = MODULE_BASE + id % (1 << 26) * MODULE_STRIDE;
-        Ok(Self { ast, id, next, variables: Vec::new() })
+        Ok(Self { ast, id, next, variables: Vec::new(), relocations: Vec::new() })
     }
 
-    fn place_variable(
-        next: &mut u64,
-        variables: &mut Vec<(Variable, u64)>,
-        decl: &VarDecl<'_>,
-    ) -> Result<u64> {
-        let at = next.next_multiple_of(256);
-        *next = at + u64::from(decl.size) + 4096;
-        if variables.iter().map(|(v, _)| u64::from(v.size)).sum::<u64>() + u64::from(decl.size)
+    fn place_variable(&mut self, decl: &VarDecl<'_>) -> Result<u64> {
+        let at = self.next.next_multiple_of(256);
+        self.next = at + u64::from(decl.size) + 4096;
+        if self.variables.iter().map(|(v, _)| u64::from(v.size)).sum::<u64>() + u64::from(decl.size)
             > MAX_MODULE_BYTES
         {
             return Err(Error::Limit(format!("more than {MAX_MODULE_BYTES} bytes of module variables")));
         }
-        variables.push((
+        self.variables.push((
             Variable {
                 name: decl.name.to_owned(),
                 space: decl.space,
                 size: decl.size,
                 init: decl.init.clone(),
-                relocations: decl.relocations.clone(),
             },
             at,
         ));
+        for (offset, width, symbol, addend) in &decl.relocations {
+            let (variable, line) = (self.variables.len() - 1, decl.line);
+            let (offset, width, symbol, addend) = (*offset, *width, symbol.clone(), *addend);
+            self.relocations.push(Relocation { variable, offset, width, symbol, addend, line });
+        }
         Ok(at)
+    }
+
+    /// Puts addresses into the initial values that name them.
+    fn relocate(&mut self, symbols: &HashMap<&str, Place>) -> Result<()> {
+        for r in std::mem::take(&mut self.relocations) {
+            let address = match symbols.get(r.symbol.as_str()) {
+                Some(Place::Absolute(at)) => Some(*at),
+                Some(Place::Function(i)) => Some(FUNCTION_WINDOW + u64::from(*i) * 16),
+                Some(_) => None,
+                // Of a function's own scope.
+                None => self.variables.iter().find(|(v, _)| v.name == r.symbol).map(|(_, at)| *at),
+            };
+            let Some(address) = address else {
+                let message =
+                    format!("initial value `{}` is no variable or function of this module", r.symbol);
+                return Err(error(r.line, message));
+            };
+            if r.width != 8 {
+                return Err(error(r.line, format!("the address of `{}` needs 8 bytes", r.symbol)));
+            }
+            let value = address.wrapping_add(r.addend as u64);
+            let at = r.offset as usize;
+            self.variables[r.variable].0.init[at..at + 8].copy_from_slice(&value.to_le_bytes());
+        }
+        Ok(())
     }
 
     fn build(mut self) -> Result<Module> {
@@ -520,22 +541,32 @@ impl<'a> Builder<'a> {
         let dynamic = ast.vars.iter().filter(|v| v.space == Space::Shared && v.is_dynamic);
         let dynamic_align = dynamic.map(|v| v.align).max().unwrap_or(GAP);
         let mut common = SharedLayout { end: 0, bytes: 0, vars: Vec::new() };
+        let with_definition: HashSet<&str> =
+            ast.vars.iter().filter(|v| !v.is_extern).map(|v| v.name).collect();
         for decl in &ast.vars {
+            if decl.is_extern && decl.space != Space::Shared {
+                if with_definition.contains(decl.name) {
+                    continue;
+                }
+                let message = format!("`{}` is .extern and not defined in this module", decl.name);
+                return Err(error(decl.line, message));
+            }
             let place = match decl.space {
                 Space::Shared if decl.is_dynamic => Place::DynamicShared,
                 Space::Shared => {
                     let offset = common.place(decl).ok_or_else(|| error(1, "too much shared memory"))?;
                     Place::Shared(offset)
                 }
-                _ => Place::Absolute(Self::place_variable(&mut self.next, &mut self.variables, decl)?),
+                _ => Place::Absolute(self.place_variable(decl)?),
             };
-            symbols.insert(decl.name, place);
+            if symbols.insert(decl.name, place).is_some() && !decl.is_dynamic {
+                return Err(error(decl.line, format!("`{}` is defined twice", decl.name)));
+            }
         }
         let frames =
             defined.iter().map(|f| Signature { rets: f.rets.len(), params: f.params.len() }).collect();
         let scope = ModuleScope { symbols, frames };
-        let (next, variables) = (&mut self.next, &mut self.variables);
-        let mut absolute = |decl: &VarDecl<'a>| Self::place_variable(next, variables, decl);
+        let mut absolute = |decl: &VarDecl<'a>| self.place_variable(decl);
         let mut functions: Vec<Option<Function>> = defined.iter().map(|_| None).collect();
         let mut own = HashMap::new();
         // Device functions first: their shared variables belong to every kernel.
@@ -553,6 +584,7 @@ impl<'a> Builder<'a> {
                 own.insert(i as u32, (vars, layout.end, layout.bytes));
             }
         }
+        self.relocate(&scope.symbols)?;
         let shared = SharedBits {
             common: common.vars.iter().map(|v| (v.offset, v.size)).collect(),
             common_end: common.end,

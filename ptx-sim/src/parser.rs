@@ -48,8 +48,11 @@ pub(crate) struct Stmt<'a> {
 pub(crate) struct VarDecl<'a> {
     pub(crate) space: Space,
     pub(crate) name: &'a str,
+    pub(crate) line: u32,
     pub(crate) align: u32,
     pub(crate) size: u32,
+    /// Declared here and defined elsewhere.
+    pub(crate) is_extern: bool,
     /// `extern .shared x[]`: the dynamic shared memory.
     pub(crate) is_dynamic: bool,
     pub(crate) init: Vec<u8>,
@@ -340,8 +343,10 @@ impl<'a> Parser<'a> {
         let mut decl = VarDecl {
             space,
             name,
+            line,
             align,
             size: size as u32,
+            is_extern,
             is_dynamic: is_dynamic && is_extern,
             init: Vec::new(),
             relocations: Vec::new(),
@@ -349,6 +354,12 @@ impl<'a> Parser<'a> {
         };
         if self.eat(b'=') {
             decl.is_initialized = true;
+            if !matches!(space, Space::Global | Space::Const) {
+                return Err(error(
+                    line,
+                    format!("`{name}`: only .global and .const variables have initial values"),
+                ));
+            }
             self.initializer(ty, &mut decl, 0)?;
             if is_dynamic {
                 decl.size = decl.init.len() as u32;

@@ -190,7 +190,7 @@ fn f32_flush_saturate_sign_and_extremes() {
         ("infinite", |v| v.is_infinite()),
         ("number", |v| !v.is_nan()),
         ("notanumber", |v| v.is_nan()),
-        ("normal", |v| v.is_normal()),
+        ("normal", |v| v.is_normal() || v == 0.0),
         ("subnormal", |v| v.is_subnormal()),
     ] {
         exact(&format!("testp.{test}.f32"), 1, &[32], &[F32], |v| u64::from(def(f(v[0]))));
@@ -410,6 +410,49 @@ fn comparisons() {
         });
     }
     exact("setp.eq.ftz.f32", 1, &[32; 2], &[&F32[..6], &F32[..6]], |_| 1);
+    // The types that a result may have: all bits or 1, of the width of one or two halves.
+    let h = |v: u64| f16::from_bits(v as u16).to_f64();
+    let b = |v: u64| bf16::from_bits(v as u16).to_f64();
+    for (cmp, def) in cmps {
+        let pick = |holds: bool, yes: u64| if holds { yes } else { 0 };
+        for (to, bits, yes) in [("u32", 32, 0xffff_ffff), ("s32", 32, 0xffff_ffff), ("f32", 32, 0x3f80_0000)]
+        {
+            exact(&format!("set.{cmp}.{to}.f32"), bits, &[32; 2], &[F32, F32], |v| {
+                pick(def(f(v[0]).into(), f(v[1]).into()), yes)
+            });
+            exact(&format!("set.{cmp}.{to}.f64"), bits, &[64; 2], &[F64, F64], |v| {
+                pick(def(d(v[0]), d(v[1])), yes)
+            });
+        }
+        for (to, bits, yes) in [("u16", 16, 0xffff), ("u32", 32, 0xffff_ffff), ("f16", 16, 0x3c00)] {
+            exact(&format!("set.{cmp}.{to}.f16"), bits, &[16; 2], &[F16, F16], |v| {
+                pick(def(h(v[0]), h(v[1])), yes)
+            });
+        }
+        exact(&format!("set.{cmp}.bf16.bf16"), 16, &[16; 2], &[BF16, BF16], |v| {
+            pick(def(b(v[0]), b(v[1])), 0x3f80)
+        });
+        let pairs = |values: &[u64]| -> Vec<u64> {
+            values.iter().zip(values.iter().cycle().skip(3)).map(|(x, y)| x << 16 | y).collect()
+        };
+        type Half<'a> = (&'a str, &'a [u64], &'a dyn Fn(u64) -> f64, u64);
+        let types: [Half<'_>; 2] = [("f16x2", F16, &h, 0x3c00), ("bf16x2", BF16, &b, 0x3f80)];
+        for (ty, values, value, one) in types {
+            let list = pairs(values);
+            for (to, yes) in [(ty, one), ("u32", 0xffff), ("s32", 0xffff)] {
+                exact(&format!("set.{cmp}.{to}.{ty}"), 32, &[32; 2], &[&list, &list], |v| {
+                    let half = |s: u32| pick(def(value(v[0] >> s), value(v[1] >> s)), yes);
+                    half(16) << 16 | half(0)
+                });
+            }
+            // One predicate for each half.
+            for (text, s) in [("$d|_", 0), ("_|$d", 16)] {
+                exact(&format!("setp.{cmp}.{ty} {text}, $1, $2"), 1, &[32; 2], &[&list, &list], |v| {
+                    u64::from(def(value(v[0] >> s), value(v[1] >> s)))
+                });
+            }
+        }
+    }
 }
 
 #[test]

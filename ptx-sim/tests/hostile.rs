@@ -286,3 +286,43 @@ fn huge_demands_are_refused_or_cost_nothing() {
         Module::parse(&format!("{head}.visible .entry k() {{ .reg .pred %p<2>; {code} ret; }}")).unwrap();
     let _ = module.launch(&mut Gpu::new(), "k", &Launch { step_limit: 1000, ..Launch::default() });
 }
+
+/// Variables that cannot have the value they should have are errors of the text, with the line.
+#[test]
+fn variables_without_a_value() {
+    let head = ".version 8.0\n.target sm_80\n.address_size 64\n";
+    let parse = |decls: &str| Module::parse(&format!("{head}{decls}\n.visible .entry k() {{ ret; }}"));
+    for (decls, line, what) in [
+        (".extern .global .align 4 .b32 x;", 4, "`x` is .extern"),
+        (".extern .const .align 4 .b8 x[4];", 4, "`x` is .extern"),
+        ("\n.extern .global .align 4 .b8 x[];", 5, "`x` is .extern"),
+        (".global .u64 p = nobody;", 4, "`nobody` is no variable"),
+        (".global .u64 a;\n.global .u64 p[2] = {a, generic(nobody)+4};", 5, "`nobody` is no variable"),
+        (".shared .u32 s;\n.global .u64 p = s;", 5, "`s` is no variable"),
+        (".global .u64 a;\n.global .u32 p = a;", 5, "needs 8 bytes"),
+        (".shared .u32 s = 5;", 4, "initial values"),
+        (".global .u32 x;\n.global .u32 x;", 5, "defined twice"),
+        (".visible .entry f() { .global .u64 p = nobody;\nret; }", 4, "`nobody` is no variable"),
+        (".visible .entry f() { .local .u32 l = 5;\nret; }", 4, "initial values"),
+    ] {
+        match parse(decls) {
+            Err(Error::Parse { line: got, message }) => {
+                assert!(got == line && message.contains(what), "{decls}: line {got}, {message}");
+            }
+            other => panic!("{decls}: {other:?}"),
+        }
+    }
+    // Declared first and defined later, in either order of what names what.
+    let text = format!(
+        "{head}.extern .global .align 4 .b32 x;\n.global .u64 p[3] = {{x, f, q+8}};\n.global .align 4 .b32 x = 7;\n.global .u64 q[2];
+.func f() {{ ret; }}\n.visible .entry k(.param .u64 out) {{ .reg .b32 %r<2>; .reg .b64 %rd<8>;
+ld.param.u64 %rd0, [out];\nld.global.u64 %rd1, [p];\nld.u32 %r0, [%rd1];\ncvt.u64.u32 %rd1, %r0;\nst.global.u64 [%rd0], %rd1;
+ld.global.u64 %rd2, [p+8];\nmov.u64 %rd3, f;\nsub.u64 %rd2, %rd2, %rd3;\nst.global.u64 [%rd0+8], %rd2;
+ld.global.u64 %rd2, [p+16];\nmov.u64 %rd3, q;\nsub.u64 %rd2, %rd2, %rd3;\nst.global.u64 [%rd0+16], %rd2;\nret; }}"
+    );
+    let module = Module::parse(&text).unwrap();
+    let mut gpu = Gpu::new();
+    let out = upload(&mut gpu, &[1u64; 3]);
+    module.launch(&mut gpu, "k", &Launch { params: params![out], ..Launch::default() }).unwrap();
+    assert_eq!(download::<u64>(&gpu, out, 3), [7, 0, 8]);
+}

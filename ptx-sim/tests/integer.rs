@@ -30,7 +30,7 @@ const TYPES: [(&str, u32, bool); 6] = [
 #[test]
 fn two_operands() {
     type Def = fn(i128, i128, u32) -> i128;
-    let ops: [(&str, Def); 10] = [
+    let ops: [(&str, Def); 11] = [
         ("add", |a, b, _| a + b),
         ("sub", |a, b, _| a - b),
         ("mul.lo", |a, b, _| a.wrapping_mul(b)),
@@ -40,11 +40,12 @@ fn two_operands() {
         ("div", |a, b, _| a / b),
         ("rem", |a, b, _| a % b),
         ("and", |a, b, _| a & b),
+        ("or", |a, b, _| a | b),
         ("xor", |a, b, _| a ^ b),
     ];
     for (name, bits, signed) in TYPES {
         for (op, def) in ops {
-            let ty = if matches!(op, "and" | "xor") { format!("b{bits}") } else { name.to_owned() };
+            let ty = if matches!(op, "and" | "or" | "xor") { format!("b{bits}") } else { name.to_owned() };
             let nonzero: Vec<u64> =
                 values(bits).iter().copied().filter(|v| *v != 0 || !matches!(op, "div" | "rem")).collect();
             exact(&format!("{op}.{ty}"), bits, &[bits, bits], &[values(bits), &nonzero], |v| {
@@ -65,6 +66,7 @@ fn two_operands() {
 fn saturating_and_one_operand() {
     let clamp = |v: i128| v.clamp(i128::from(i32::MIN), i128::from(i32::MAX)) as u64;
     let s = |v: u64| value(v, 32, true);
+    exact("mad.hi.sat.s32", 32, &[32; 3], &[I32, I32, I32], |v| clamp(((s(v[0]) * s(v[1])) >> 32) + s(v[2])));
     exact("add.sat.s32", 32, &[32, 32], &[I32, I32], |v| clamp(s(v[0]) + s(v[1])));
     exact("sub.sat.s32", 32, &[32, 32], &[I32, I32], |v| clamp(s(v[0]) - s(v[1])));
     exact("max.s32.relu", 32, &[32; 2], &[I32, I32], |v| s(v[0]).max(s(v[1])).max(0) as u64);
@@ -140,6 +142,9 @@ fn products_and_sums() {
         exact(&format!("mad24.lo.{name}"), 32, &[32; 3], &[I32, I32, I32], |v| {
             ((low24(v[0]) * low24(v[1])) as u64).wrapping_add(v[2])
         });
+        exact(&format!("mad24.hi.{name}"), 32, &[32; 3], &[I32, I32, I32], |v| {
+            (((low24(v[0]) * low24(v[1])) >> 16) as u64).wrapping_add(v[2])
+        });
         for (other, b_signed) in [("u32", false), ("s32", true)] {
             exact(&format!("dp4a.{name}.{other}"), 32, &[32; 3], &[I32, I32, I32], |v| {
                 let byte = |v: u64, i: u32, s: bool| value(v >> (8 * i) & 0xff, 8, s);
@@ -169,6 +174,9 @@ fn shifts_and_fields() {
         let vs = values(bits);
         exact(&format!("shr.{name}"), bits, &[bits, 32], &[vs, AMOUNTS], |v| {
             (value(v[0], bits, signed) >> v[1].min(127)) as u64
+        });
+        exact(&format!("shr.b{bits}"), bits, &[bits, 32], &[vs, AMOUNTS], |v| {
+            if v[1] >= u64::from(bits) { 0 } else { v[0] >> v[1] }
         });
         exact(&format!("shl.b{bits}"), bits, &[bits, 32], &[vs, AMOUNTS], |v| {
             if v[1] >= u64::from(bits) { 0 } else { v[0] << v[1] }
@@ -296,6 +304,70 @@ fn carry_chains() {
     });
 }
 
+/// Chains of three words: the middle one takes a carry in and passes one on. All words, and the flag, are wanted.
+#[test]
+fn carry_chains_of_three_words() {
+    const WORDS: &[u64] = &[0, 1, 2, 0x7fff_ffff, 0x8000_0000, 0xffff_fffe, 0xffff_ffff];
+    let limbs = |v: u128, n: u32| (v >> (32 * n)) as u64;
+    for (ty, n) in ["u32", "s32"].iter().flat_map(|ty| (0..3).map(move |n| (ty, n))) {
+        let select = ["mov.b32 $d, a;", "mov.b32 $d, b;", "mov.b32 $d, c;"][n as usize];
+        // {x, y, ~x} and {z, x, y}, of which the lower two words decide what is carried.
+        let chain = |op: &str| {
+            format!(
+                "{{ .reg .b32 a, b, c, n; not.b32 n, $1; {op}.cc.{ty} a, $1, $3; {op}c.cc.{ty} b, $2, $1; {op}c.{ty} c, n, $2; {select} }}"
+            )
+        };
+        let left =
+            |v: &[u64]| u128::from(!v[0] & 0xffff_ffff) << 64 | u128::from(v[1]) << 32 | u128::from(v[0]);
+        let right = |v: &[u64]| u128::from(v[1]) << 64 | u128::from(v[0]) << 32 | u128::from(v[2]);
+        exact(&chain("add"), 32, &[32; 3], &[WORDS; 3], |v| limbs(left(v).wrapping_add(right(v)), n));
+        exact(&chain("sub"), 32, &[32; 3], &[WORDS; 3], |v| limbs(left(v).wrapping_sub(right(v)), n));
+    }
+    // A word times two words, plus two words.
+    for n in 0..3 {
+        let select = ["mov.b32 $d, a;", "mov.b32 $d, b;", "mov.b32 $d, c;"][n as usize];
+        let product = format!(
+            "{{ .reg .b32 a, b, c; mad.lo.cc.u32 a, $1, $2, $3; madc.hi.cc.u32 b, $1, $2, $2; addc.u32 c, 0, 0;
+            mad.lo.cc.u32 b, $1, $3, b; madc.hi.u32 c, $1, $3, c; {select} }}"
+        );
+        exact(&product, 32, &[32; 3], &[WORDS; 3], |v| {
+            let [x, y, z] = [v[0], v[1], v[2]].map(u128::from);
+            limbs(x * (z << 32 | y) + (y << 32 | z), n)
+        });
+    }
+    let low = "{ .reg .b32 t; sub.cc.u32 t, $1, $2; madc.lo.cc.s32 t, $1, $2, $3; addc.u32 $d, 0, 0; }";
+    exact(low, 32, &[32; 3], &[WORDS; 3], |v| {
+        (((v[0] * v[1]) & 0xffff_ffff) + v[2] + u64::from(v[0] < v[1])) >> 32
+    });
+    let high = "{ .reg .b32 t; add.cc.u32 t, $1, $2; madc.hi.s32 $d, $1, $2, $3; }";
+    exact(high, 32, &[32; 3], &[WORDS; 3], |v| {
+        let product = value(v[0], 32, true) * value(v[1], 32, true);
+        ((product >> 32) as u64).wrapping_add(v[2]).wrapping_add((v[0] + v[1]) >> 32)
+    });
+}
+
+/// Two 16-bit integers in a register.
+#[test]
+fn packed_halves() {
+    let pairs: Vec<u64> = I16.iter().zip(I16.iter().cycle().skip(5)).map(|(a, b)| a << 16 | b).collect();
+    let check = |op: &str, signed: bool, def: fn(i128, i128) -> i128| {
+        exact(op, 32, &[32; 2], &[&pairs, &pairs], |v| {
+            let half = |s: u32| {
+                let [a, b] = [v[0], v[1]].map(|v| value(v >> s & 0xffff, 16, signed));
+                def(a, b) as u64 & 0xffff
+            };
+            half(16) << 16 | half(0)
+        });
+    };
+    for (ty, signed) in [("u16x2", false), ("s16x2", true)] {
+        check(&format!("add.{ty}"), signed, |a, b| a + b);
+        check(&format!("min.{ty}"), signed, i128::min);
+        check(&format!("max.{ty}"), signed, i128::max);
+    }
+    check("min.relu.s16x2", true, |a, b| a.min(b).max(0));
+    check("max.relu.s16x2", true, |a, b| a.max(b).max(0));
+}
+
 #[test]
 fn comparisons_and_selections() {
     type Def = fn(i128, i128) -> bool;
@@ -309,6 +381,13 @@ fn comparisons_and_selections() {
     ];
     for (name, bits, signed) in TYPES {
         let vs = values(bits);
+        if !signed {
+            for (cmp, def) in &cmps[..2] {
+                exact(&format!("setp.{cmp}.b{bits}"), 1, &[bits; 2], &[vs, vs], |v| {
+                    u64::from(def(v[0].into(), v[1].into()))
+                });
+            }
+        }
         for (cmp, def) in cmps {
             let holds = |v: &[u64]| def(value(v[0], bits, signed), value(v[1], bits, signed));
             exact(&format!("setp.{cmp}.{name}"), 1, &[bits; 2], &[vs, vs], |v| u64::from(holds(v)));
@@ -322,6 +401,15 @@ fn comparisons_and_selections() {
                 &[vs, vs, &[0, 1]],
                 |v| u64::from(holds(v) && v[2] == 0),
             );
+            for (op, join) in [("or", (|a, b| a || b) as fn(bool, bool) -> bool), ("xor", |a, b| a != b)] {
+                let values = &[&vs[..9], vs, &[0, 1]];
+                exact(&format!("setp.{cmp}.{op}.{name}"), 1, &[bits, bits, 1], values, |v| {
+                    u64::from(join(holds(v), v[2] == 1))
+                });
+                exact(&format!("set.{cmp}.{op}.f32.{name}"), 32, &[bits, bits, 1], values, |v| {
+                    if join(holds(v), v[2] == 1) { 0x3f80_0000 } else { 0 }
+                });
+            }
             exact(
                 &format!("set.{cmp}.u32.{name}"),
                 32,
@@ -348,6 +436,39 @@ fn comparisons_and_selections() {
             if v[2] >> 31 & 1 == 0 { v[0] } else { v[1] }
         },
     );
+    // Of f32 the zeros are equal, and a NaN is no number that is 0 or more.
+    const SELECTORS: &[u64] = &[
+        0,
+        0x8000_0000,
+        1,
+        0x8000_0001,
+        0x3f80_0000,
+        0xbf80_0000,
+        0x7f80_0000,
+        0xff80_0000,
+        0x7fc0_0000,
+        0xffc0_0000,
+        0x7f80_0001,
+    ];
+    for (ty, bits, values) in [
+        ("b16", 16, I16),
+        ("u16", 16, I16),
+        ("b32", 32, I32),
+        ("s32", 32, I32),
+        ("f32", 32, I32),
+        ("u64", 64, I64),
+        ("f64", 64, I64),
+    ] {
+        let first = |c: u64, ftz: bool| {
+            let c = f32::from_bits(c as u32);
+            c >= 0.0 || ftz && c.is_subnormal()
+        };
+        let choose = |v: &[u64], first: bool| if first { v[0] } else { v[1] };
+        let all = &[&values[..9], &values[8..], SELECTORS];
+        exact(&format!("slct.{ty}.f32"), bits, &[bits, bits, 32], all, |v| choose(v, first(v[2], false)));
+        exact(&format!("slct.ftz.{ty}.f32"), bits, &[bits, bits, 32], all, |v| choose(v, first(v[2], true)));
+        exact(&format!("slct.{ty}.s32"), bits, &[bits, bits, 32], all, |v| choose(v, v[2] >> 31 == 0));
+    }
     for (op, def) in
         [("and", (|a, b| a & b) as fn(u64, u64) -> u64), ("or", |a, b| a | b), ("xor", |a, b| a ^ b)]
     {
@@ -387,6 +508,17 @@ fn moves_pack_and_unpack() {
     exact("mov.b64 $d, {$1, $2, $1, $2}", 64, &[16; 2], &[I16, I16], |v| (v[1] << 16 | v[0]) * 0x1_0000_0001);
     exact("mov.b64 {_, $d}, $1", 32, &[64], &[I64], |v| v[0] >> 32);
     exact("mov.b32 {$d, _}, $1", 16, &[32], &[I32], |v| v[0]);
+    exact("mov.b64 {_, _, $d, _}, $1", 16, &[64], &[I64], |v| v[0] >> 32);
+    exact("mov.b64 {_, _, _, $d}, $1", 16, &[64], &[I64], |v| v[0] >> 48);
+    exact("mov.b32 $d, {$1, $2, $2, $1}", 32, &[16; 2], &[I16, I16], |v| {
+        ((v[0] & 0xff) * 0x0100_0001) | ((v[1] & 0xff) * 0x0001_0100)
+    });
+    exact("mov.b32 {_, $d, _, _}, $1", 16, &[32], &[I32], |v| v[0] >> 8 & 0xff);
+    exact("mov.pred", 1, &[1], &[&[0, 1]], |v| v[0]);
+    exact("{ .reg .f64 t; mov.f64 t, $1; mov.b64 $d, t; }", 64, &[64], &[I64], |v| v[0]);
+    exact("{ .reg .f32 t; mov.f32 t, $1; mov.b32 $d, t; }", 32, &[32], &[I32], |v| v[0]);
+    exact("mov.u16", 16, &[16], &[I16], |v| v[0]);
+    exact("add.u32 $d, $1, WARP_SZ", 32, &[32], &[I32], |v| v[0] + 32);
 }
 
 #[test]

@@ -3,7 +3,7 @@
 mod common;
 use common::*;
 use half::{bf16, f16};
-use ptx_sim::{Gpu, Launch, Module};
+use ptx_sim::{Error, Gpu, Launch, Module};
 
 /// Lane and element of every entry of a fragment, by row and column.
 fn table(name: &str) -> Vec<Vec<(usize, usize)>> {
@@ -133,29 +133,102 @@ fn mma_fragments() {
     let i32 = ["s8 m16n8k32 A", "s8 m16n8k32 B", "f32 m16n8 C"];
     check("mma.sync.aligned.m16n8k16.row.col.s32.s8.s8.s32", i16, 16, [8, 32], byte, int);
     check("mma.sync.aligned.m16n8k32.row.col.satfinite.s32.s8.s8.s32", i32, 32, [8, 32], byte, int);
-    let d = |v: i64| (v as f64).to_bits();
-    // The registers of f64 operands are pairs: built from halves.
-    let names = ["f64 m8n8k4 A", "f64 m8n8k4 B", "f64 m8n8 C"];
-    let inputs = [
-        scatter(names[0], 64, |r, c| d(a(r, c))),
-        scatter(names[1], 64, |r, c| d(b(r, c))),
-        scatter(names[2], 64, |row, col| d(c(row, col))),
-    ];
-    let split: Vec<Vec<[u32; 32]>> =
-        vec![inputs[0].clone(), inputs[1].clone(), inputs[2][..2].to_vec(), inputs[2][2..].to_vec()];
-    let text = "{ .reg .b64 a, b, c<2>, e<2>; mov.b64 a, $1; mov.b64 b, $2; mov.b64 c0, $3; mov.b64 c1, $4;
-        mma.sync.aligned.m8n8k4.row.col.f64.f64.f64.f64 {e0,e1}, {a}, {b}, {c0,c1};
-        mov.b64 {%d0,%d1}, e0; mov.b64 {%d2,%d3}, e1; }";
-    let got = run_vectors(text, &split, 4);
-    let want =
-        scatter(names[2], 64, |row, col| d(c(row, col) + (0..4).map(|i| a(row, i) * b(i, col)).sum::<i64>()));
-    assert_eq!(got, want);
+    let small = ["s8 m8n8k16 A", "s8 m8n8k16 B", "f64 m8n8 C"];
+    check("mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32", small, 16, [8, 32], byte, int);
+}
+
+/// The registers of f64 operands are pairs of those that are loaded and stored.
+#[test]
+fn mma_fragments_of_f64() {
+    let bits = |v: i64| (v as f64).to_bits();
+    for (shape, c_name, k) in [
+        ("m8n8k4", "f64 m8n8 C", 4),
+        ("m16n8k4", "f32 m16n8 C", 4),
+        ("m16n8k8", "f32 m16n8 C", 8),
+        ("m16n8k16", "f32 m16n8 C", 16),
+    ] {
+        let inputs = [
+            scatter(&format!("f64 {shape} A"), 64, |r, col| bits(a(r, col))),
+            scatter(&format!("f64 {shape} B"), 64, |r, col| bits(b(r, col))),
+            scatter(c_name, 64, |r, col| bits(c(r, col))),
+        ];
+        let (mut text, mut lists, mut next) = ("{ .reg .b64 x<32>, y<8>;\n".to_owned(), Vec::new(), 0);
+        for input in &inputs {
+            let names: Vec<String> = (next..next + input.len() / 2).map(|i| format!("x{i}")).collect();
+            for (i, name) in names.iter().enumerate() {
+                text += &format!("mov.b64 {name}, {{%a{}, %a{}}};\n", 2 * (next + i), 2 * (next + i) + 1);
+            }
+            next += names.len();
+            lists.push(format!("{{{}}}", names.join(",")));
+        }
+        let n = inputs[2].len() / 2;
+        let d: Vec<String> = (0..n).map(|i| format!("y{i}")).collect();
+        text += &format!(
+            "mma.sync.aligned.{shape}.row.col.f64.f64.f64.f64 {{{}}}, {};\n",
+            d.join(","),
+            lists.join(", ")
+        );
+        for i in 0..n {
+            text += &format!("mov.b64 {{%d{}, %d{}}}, y{i};\n", 2 * i, 2 * i + 1);
+        }
+        let got = run_vectors(&format!("{text} }}"), &inputs, 2 * n);
+        let want = scatter(c_name, 64, |row, col| {
+            bits(c(row, col) + (0..k).map(|i| a(row, i) * b(i, col)).sum::<i64>())
+        });
+        assert_eq!(got, want, "{shape}");
+    }
+}
+
+/// Shapes and types that are not implemented, or not in the manual, say so.
+#[test]
+fn other_mma_are_refused() {
+    for form in [
+        "m8n8k4.row.col.f32.f16.f16.f32",
+        "m16n8k4.row.col.f32.f16.f16.f32",
+        "m16n8k16.row.row.f32.f16.f16.f32",
+        "m16n8k16.col.row.f32.f16.f16.f32",
+        "m16n8k16.row.col.f16.f16.f16.f32",
+        "m16n8k16.row.col.f32.f16.bf16.f32",
+        "m16n8k16.row.col.satfinite.f32.f16.f16.f32",
+        "m16n8k16.row.col.f32.tf32.tf32.f32",
+        "m16n8k8.row.col.bf16.bf16.bf16.bf16",
+        "m16n8k32.row.col.f32.e4m3.e4m3.f32",
+        "m8n8k32.row.col.s32.s4.s4.s32",
+        "m16n8k64.row.col.s32.u4.u4.s32",
+        "m16n8k256.row.col.s32.b1.b1.s32.and.popc",
+        "m8n8k16.row.col.f64.f64.f64.f64",
+        "m16n8k32.row.col.f64.f64.f64.f64",
+        "m16n8k8.row.col.s32.s8.s8.s32",
+        "m8n8k32.row.col.s32.s8.s8.s32",
+    ] {
+        let text = format!(
+            ".version 8.6\n.target sm_100\n.address_size 64\n.visible .entry k() {{ .reg .b32 %r<4>;
+mma.sync.aligned.{form} {{%r0}}, {{%r0}}, {{%r0}}, {{%r0}};\nret; }}"
+        );
+        let result = Module::parse(&text);
+        assert!(matches!(result, Err(Error::Unsupported { line: 5, .. })), "{form}: {result:?}");
+    }
+    // As many registers as the fragments have.
+    for lists in ["{%r0}, {%r0}, {%r0}, {%r0,%r0}", "{%r0,%r0}, {%r0,%r0}, {%r0}, {%r0,%r0}"] {
+        let text = format!(
+            ".version 8.6\n.target sm_100\n.address_size 64\n.visible .entry k() {{ .reg .b32 %r<4>;
+mma.sync.aligned.m8n8k16.row.col.s32.s8.s8.s32 {lists};\nret; }}"
+        );
+        assert!(matches!(Module::parse(&text), Err(Error::Parse { line: 5, .. })), "{lists}");
+    }
 }
 
 /// Unsigned operands, and both kinds of overflow.
 #[test]
 fn integer_mma_signs_and_saturation() {
-    let names = ["s8 m16n8k16 A", "s8 m16n8k16 B", "f32 m16n8 C"];
+    let large = ("m16n8k16", ["s8 m16n8k16 A", "s8 m16n8k16 B", "f32 m16n8 C"], 4);
+    let small = ("m8n8k16", ["s8 m8n8k16 A", "s8 m8n8k16 B", "f64 m8n8 C"], 2);
+    for (shape, names, outputs) in [large, small] {
+        signs_and_saturation(shape, names, outputs);
+    }
+}
+
+fn signs_and_saturation(shape: &str, names: [&str; 3], outputs: usize) {
     for (types, sa, sb) in [("u8.s8", false, true), ("s8.u8", true, false), ("u8.u8", false, false)] {
         let inputs = [
             scatter(names[0], 8, |r, c| 0x80 + (r + c) as u64),
@@ -163,9 +236,9 @@ fn integer_mma_signs_and_saturation() {
             scatter(names[2], 32, |_, _| 0),
         ];
         let got = run_vectors(
-            &format!("mma.sync.aligned.m16n8k16.row.col.s32.{types}.s32 $d, $1, $2, $3"),
+            &format!("mma.sync.aligned.{shape}.row.col.s32.{types}.s32 $d, $1, $2, $3"),
             &inputs,
-            4,
+            outputs,
         );
         let value = |v: u64, signed: bool| {
             if signed { i64::from(v as u8 as i8) } else { v as i64 }
@@ -187,11 +260,11 @@ fn integer_mma_signs_and_saturation() {
             scatter(names[2], 32, |_, _| 0x7fff_ffff),
         ];
         let got = run_vectors(
-            &format!("mma.sync.aligned.m16n8k16.row.col{sat}.s32.s8.s8.s32 $d, $1, $2, $3"),
+            &format!("mma.sync.aligned.{shape}.row.col{sat}.s32.s8.s8.s32 $d, $1, $2, $3"),
             &inputs,
-            4,
+            outputs,
         );
-        assert_eq!(got, vec![[want; 32]; 4]);
+        assert_eq!(got, vec![[want; 32]; outputs]);
     }
 }
 

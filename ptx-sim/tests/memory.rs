@@ -381,3 +381,243 @@ fn variables_of_many_modules_lie_apart() {
         assert!(seen.insert(module.symbol(&mut gpu, "v").unwrap()));
     }
 }
+
+/// Hints and orders change nothing of what one thread reads and writes.
+#[test]
+fn loads_and_stores_of_every_kind() {
+    let copy = |load: &str, store: &str, words: usize| {
+        let input: Vec<u32> = (0..16u32).map(|i| (i + 1).wrapping_mul(0x9182_7364)).collect();
+        let got = self::words("", &format!("{load}\n{store}"), &input, 1).0;
+        assert_eq!(got[..words], input[..words], "{load} {store}");
+        assert!(got[words..16].iter().all(|v| *v == 0xabab_abab), "{load} {store}");
+    };
+    for load in [
+        "ldu.global.u32 %r1, [%rd0];",
+        "ld.volatile.global.u32 %r1, [%rd0];",
+        "ld.relaxed.gpu.global.u32 %r1, [%rd0];",
+        "ld.acquire.sys.global.u32 %r1, [%rd0];",
+        "ld.weak.global.ca.L1::evict_last.L2::128B.u32 %r1, [%rd0];",
+        "ld.global.nc.L1::no_allocate.L2::256B.u32 %r1, [%rd0];",
+        "prefetch.global.L2 [%rd0]; prefetchu.L1 [%rd0]; prefetch.L1 [%rd0]; ld.global.cv.b32 %r1, [%rd0];",
+        "prefetch.global.L2::evict_last [%rd0]; applypriority.global.L2::evict_normal [%rd0], 128; ld.global.lu.b32 %r1, [%rd0];",
+    ] {
+        copy(load, "st.volatile.global.u32 [%rd1], %r1;", 1);
+    }
+    for store in [
+        "st.relaxed.cta.global.u32 [%rd1], %r1;",
+        "st.release.gpu.global.b32 [%rd1], %r1;",
+        "st.global.wt.s32 [%rd1], %r1;",
+        "st.weak.global.cs.f32 [%rd1], %r1;",
+    ] {
+        copy("ld.global.u32 %r1, [%rd0];", store, 1);
+    }
+    copy("ld.global.v4.u8 {%r1,%r2,%r3,%r4}, [%rd0+0];", "st.global.v4.u8 [%rd1], {%r1,%r2,%r3,%r4};", 1);
+    copy(
+        "ld.global.v2.b8 {%r1,%r2}, [%rd0]; ld.global.s8 %r3, [%rd0+2]; ld.global.u8 %r4, [%rd0+3];",
+        "st.global.v2.s8 [%rd1], {%r1,%r2}; st.global.b8 [%rd1+2], %r3; st.global.u8 [%rd1+3], %r4;",
+        1,
+    );
+    copy("ld.global.v2.b16 {%h1,%h2}, [%rd0];", "st.global.v2.b16 [%rd1], {%h1,%h2};", 1);
+    copy("ld.global.v4.u16 {%h1,%h2,%h3,%h4}, [%rd0];", "st.global.v4.f16 [%rd1], {%h1,%h2,%h3,%h4};", 2);
+    copy(
+        "ld.global.f64 %fd1, [%rd0];",
+        "st.global.v2.f64 [%rd1], {%fd1, %fd1}; ld.global.v2.u64 {%rd5,%rd6}, [%rd0]; st.global.u64 [%rd1+8], %rd6;",
+        4,
+    );
+    let eight = "{%r1,%r2,%r3,%r4,%r5,%r6,%r7,%r8}";
+    copy(&format!("ld.global.v8.b32 {eight}, [%rd0];"), &format!("st.global.v8.f32 [%rd1], {eight};"), 8);
+    let four = "{%rd5,%rd6,%rd7,%rd8}";
+    copy(&format!("ld.global.v4.b64 {four}, [%rd0];"), &format!("st.global.v4.u64 [%rd1], {four};"), 8);
+}
+
+/// What lies beyond the source size is zero, and all of it where the source is ignored.
+#[test]
+fn copies_with_a_source_size() {
+    let input: Vec<u32> = (0..32).map(|i| 0x0101_0101 * (i + 1)).collect();
+    let bytes: Vec<u8> = input.iter().flat_map(|v| v.to_le_bytes()).collect();
+    for (size, form) in [(4usize, "ca"), (8, "ca"), (16, "ca"), (16, "cg")] {
+        for taken in (0..=size).chain([usize::MAX, usize::MAX - 1]) {
+            let operand = match taken {
+                usize::MAX => "%p1".to_owned(),
+                n if n > size => "!%p1".to_owned(),
+                n => n.to_string(),
+            };
+            let body = format!(
+                "setp.eq.u32 %p1, %r0, %r0; mov.u32 %r1, s; cp.async.{form}.shared.global.L2::128B [%r1], [%rd0+16], {size}, {operand};
+                cp.async.wait_all; {}",
+                (0..size / 4).map(|i| format!("ld.shared.b32 %r2, [s+{}]; st.global.b32 [%rd1+{}], %r2;", 4 * i, 4 * i)).collect::<String>()
+            );
+            let got = words(".shared .align 16 .b8 s[16];", &body, &input, 1).0;
+            let got: Vec<u8> = got[..size / 4].iter().flat_map(|v| v.to_le_bytes()).collect();
+            // `%p1` holds: the source is ignored.
+            let n = if taken == usize::MAX { 0 } else { taken.min(size) };
+            let want: Vec<u8> =
+                bytes[16..16 + n].iter().copied().chain(std::iter::repeat(0)).take(size).collect();
+            assert_eq!(got, want, "{body}");
+        }
+    }
+}
+
+#[test]
+fn spaces_of_generic_addresses() {
+    let decls =
+        ".const .align 8 .b32 c[4] = {5, 6, 7, 8};\n.global .align 8 .b32 g[2];\n.shared .align 8 .b32 s[2];";
+    let body = ".local .align 8 .b8 l[8];
+        mov.u64 %rd3, l; cvta.local.u64 %rd3, %rd3; mov.u64 %rd4, s; cvta.shared.u64 %rd4, %rd4; mov.u64 %rd5, c; cvta.const.u64 %rd5, %rd5;
+        mov.u64 %rd6, g; cvta.global.u64 %rd6, %rd6; mov.u64 %rd7, b; cvta.param.u64 %rd7, %rd7;
+        setp.eq.u32 %p1, %r0, 0; @%p1 mov.u64 %rd8, %rd3; setp.eq.u32 %p1, %r0, 1; @%p1 mov.u64 %rd8, %rd4; setp.eq.u32 %p1, %r0, 2; @%p1 mov.u64 %rd8, %rd5;
+        setp.eq.u32 %p1, %r0, 3; @%p1 mov.u64 %rd8, %rd6; setp.eq.u32 %p1, %r0, 4; @%p1 mov.u64 %rd8, %rd7; setp.eq.u32 %p1, %r0, 5; @%p1 mov.u64 %rd8, %rd0;
+        isspacep.local %p1, %rd8; selp.u32 %r1, 1, 0, %p1; isspacep.shared %p2, %rd8; selp.u32 %r2, 2, 0, %p2; isspacep.const %p3, %rd8; selp.u32 %r3, 4, 0, %p3;
+        isspacep.global %p4, %rd8; selp.u32 %r4, 8, 0, %p4; isspacep.param %p5, %rd8; selp.u32 %r5, 16, 0, %p5;
+        add.u32 %r1, %r1, %r2; add.u32 %r1, %r1, %r3; add.u32 %r1, %r1, %r4; add.u32 %r1, %r1, %r5; st.global.u32 [%rd2], %r1;";
+    // Local, shared, constant, global, parameter (whose window is part of the global one), memory of the host.
+    assert_eq!(words(decls, body, &[0], 6).0[..6], [1, 2, 4, 8, 24, 8]);
+    // The last byte of a constant, and the first behind it.
+    let ends = "mov.u64 %rd5, c; add.u64 %rd5, %rd5, 15; cvt.u64.u32 %rd6, %r0; add.u64 %rd5, %rd5, %rd6; isspacep.const %p1, %rd5; selp.u32 %r1, 1, 0, %p1; st.global.u32 [%rd2], %r1;";
+    assert_eq!(words(decls, ends, &[0], 2).0[..2], [1, 0]);
+    // And back from generic addresses.
+    let back = "mov.u64 %rd5, c; cvta.const.u64 %rd5, %rd5; ld.u32 %r1, [%rd5+4]; cvta.to.const.u64 %rd6, %rd5; ld.const.u32 %r2, [%rd6+8]; add.u32 %r1, %r1, %r2;
+        mov.u64 %rd5, b; cvta.param.u64 %rd5, %rd5; cvta.to.param.u64 %rd6, %rd5; ld.param.u64 %rd7, [%rd6]; cvta.to.global.u64 %rd7, %rd7; st.global.u32 [%rd7], %r1;";
+    assert_eq!(words(decls, back, &[0], 1).0[0], 13);
+}
+
+/// The registers that only say where a thread is.
+#[test]
+fn lane_masks_and_sizes() {
+    for (name, def) in [
+        ("lanemask_eq", (|l| 1 << l) as fn(u32) -> u32),
+        ("lanemask_le", |l| u32::MAX >> (31 - l)),
+        ("lanemask_lt", |l| (1 << l) - 1),
+        ("lanemask_ge", |l| u32::MAX << l),
+        ("lanemask_gt", |l| if l == 31 { 0 } else { u32::MAX << (l + 1) }),
+        ("laneid", |l| l),
+        ("smid", |_| 0),
+        ("nsmid", |_| 1),
+        ("clusterid.x", |_| 0),
+        ("nclusterid.x", |_| 1),
+        ("cluster_ctarank", |_| 0),
+        ("cluster_nctarank", |_| 1),
+        ("cluster_ctaid.y", |_| 0),
+        ("cluster_nctaid.z", |_| 1),
+        ("is_explicit_cluster", |_| 0),
+        ("clock_hi", |_| 0),
+        ("total_smem_size", |_| 24),
+    ] {
+        let body = format!("mov.u32 %r1, %{name}; st.shared.u32 [s], 1; st.global.u32 [%rd2], %r1;");
+        let got = words(".shared .align 8 .b8 s[24];", &body, &[0], 32).0;
+        assert_eq!(got[..32], (0..32).map(def).collect::<Vec<_>>(), "{name}");
+    }
+    // Time does not go back.
+    for clock in ["u32 %r1, %clock", "u32 %r1, %globaltimer_lo"] {
+        let body = format!(
+            "mov.{clock}; mov.{}; setp.le.u32 %p1, %r1, %r2; selp.u32 %r1, 1, 0, %p1; st.global.u32 [%rd2], %r1;",
+            clock.replace("r1", "r2")
+        );
+        assert_eq!(out(&body, &[0], 1), [1]);
+    }
+    let body = "mov.u64 %rd5, %clock64; mov.u64 %rd6, %globaltimer; setp.le.u64 %p1, %rd5, %rd6; selp.u32 %r1, 1, 0, %p1; st.global.u32 [%rd2], %r1;";
+    assert_eq!(out(body, &[0], 1), [1]);
+}
+
+#[test]
+fn exchanges_of_old_forms_and_of_64_bits() {
+    let half = "and.b32 %r1, %r0, 15; setp.lt.u32 %p1, %r1, 9;";
+    let ballot: u32 = (0..32).filter(|l| l % 16 < 9).map(|l| 1 << l).sum();
+    let run = |op: &str| out(&format!("{half} {op} st.global.u32 [%rd2], %r2;"), &[0], 32);
+    assert_eq!(run("vote.ballot.b32 %r2, %p1;"), [ballot; 32]);
+    assert_eq!(run("vote.all.pred %p2, !%p1; selp.u32 %r2, 1, 0, %p2;"), [0; 32]);
+    assert_eq!(run("shfl.idx.b32 %r2, %r0, 5, 31;"), [5; 32]);
+    assert_eq!(run("shfl.up.b32 %r2|%p2, %r0, 1, 0;")[..3], [0, 0, 1]);
+    // True in all lanes, and in none.
+    let always = "setp.eq.u32 %p1, %r0, %r0;";
+    for (op, want) in [("all", 1), ("any", 1), ("uni", 1)] {
+        let body = format!(
+            "{always} vote.sync.{op}.pred %p2, %p1, -1; selp.u32 %r2, 1, 0, %p2; st.global.u32 [%rd2], %r2;"
+        );
+        assert_eq!(out(&body, &[0], 32), [want; 32], "{op}");
+        let never = body.replace(", %p1, -1", ", !%p1, -1");
+        assert_eq!(out(&never, &[0], 32), [u32::from(op == "uni"); 32], "{op}");
+    }
+    // Equal in the low half only.
+    let wide = "cvt.u64.u32 %rd5, %r0; shr.u64 %rd5, %rd5, 3; shl.b64 %rd5, %rd5, 32; or.b64 %rd5, %rd5, 7;";
+    let group = |l: u32| 0xff << (l / 8 * 8);
+    let body = format!("{wide} match.any.sync.b64 %r2, %rd5, -1; st.global.u32 [%rd2], %r2;");
+    assert_eq!(out(&body, &[0], 32), (0..32).map(group).collect::<Vec<_>>());
+    let all = "match.all.sync.b64 %r2|%p2, %rd5, %r3; selp.u32 %r4, 1, 0, %p2; xor.b32 %r2, %r2, %r4; st.global.u32 [%rd2], %r2;";
+    let body = format!("{wide} mov.u32 %r3, -1; {all}");
+    assert_eq!(out(&body, &[0], 32), [0; 32]);
+    let body = format!("{wide} and.b32 %r3, %r0, 24; shl.b32 %r3, 255, %r3; {all}");
+    assert_eq!(out(&body, &[0], 32), (0..32).map(|l| group(l) ^ 1).collect::<Vec<_>>());
+    let signed = "sub.s32 %r1, %r0, 16; xor.b32 %r3, %r1, 0x55;";
+    let values: Vec<u32> = (0..32u32).map(|l| l.wrapping_sub(16) ^ 0x55).collect();
+    let signed_of = |v: &u32| *v as i32;
+    for (op, want) in [
+        ("add.s32", values.iter().fold(0, |a: u32, b| a.wrapping_add(*b))),
+        ("min.u32", *values.iter().min().unwrap()),
+        ("max.u32", *values.iter().max().unwrap()),
+        ("min.s32", values.iter().map(signed_of).min().unwrap() as u32),
+        ("max.s32", values.iter().map(signed_of).max().unwrap() as u32),
+        ("and.b32", values.iter().fold(!0, |a, b| a & b)),
+        ("or.b32", values.iter().fold(0, |a, b| a | b)),
+        ("xor.b32", values.iter().fold(0, |a, b| a ^ b)),
+    ] {
+        let body = format!("{signed} redux.sync.{op} %r2, %r3, -1; st.global.u32 [%rd2], %r2;");
+        assert_eq!(out(&body, &[0], 32), [want; 32], "{op}");
+    }
+}
+
+#[test]
+fn hints_and_ends_of_the_control_flow() {
+    let store = "st.global.u32 [%rd2], 1;";
+    for hint in [
+        "nanosleep.u32 100;",
+        "pmevent 3;",
+        "pmevent.mask 5;",
+        "griddepcontrol.wait; griddepcontrol.launch_dependents;",
+        "setmaxnreg.inc.sync.aligned.u32 96;",
+        "membar.cta; membar.gl; membar.sys;",
+        "fence.sc.cta; fence.acq_rel.gpu; fence.sc.sys; fence.acquire.gpu; fence.release.cta; fence.acq_rel.cluster;",
+        "bra.uni NEXT;\nNEXT:",
+    ] {
+        assert_eq!(out(&format!("{hint} {store}"), &[0], 32), [1; 32], "{hint}");
+    }
+    // `exit` in a function ends the thread, `ret` only the function.
+    let function = |end: &str| format!(".func f() {{ {end} }}");
+    let body = "setp.lt.u32 %p1, %r0, 8; st.global.u32 [%rd2], 0; @!%p1 bra ON; call.uni f, ();\nON: st.global.u32 [%rd2], 1;";
+    assert_eq!(words(&function("exit;"), body, &[0], 32).0[6..10], [0, 0, 1, 1]);
+    assert_eq!(words(&function("ret.uni;"), body, &[0], 32).0[6..10], [1, 1, 1, 1]);
+    assert_eq!(
+        out(
+            "setp.lt.u32 %p1, %r0, 8; st.global.u32 [%rd2], 1; @%p1 exit; st.global.u32 [%rd2], 2;",
+            &[0],
+            32
+        )[6..10],
+        [1, 1, 2, 2]
+    );
+    // Another name of a function, and the text that a kernel prints.
+    let decls =
+        ".func (.param .b32 r) f() { st.param.b32 [r], 9; ret; }\n.func (.param .b32 r) g();\n.alias g, f;
+        .extern .func (.param .b32 r) vprintf(.param .b64 a, .param .b64 b);";
+    let body = "{ .param .b32 r; call.uni (r), g, (); ld.param.b32 %r1, [r]; }
+        { .param .b64 a; .param .b64 b; .param .b32 r; st.param.b64 [a], %rd0; st.param.b64 [b], %rd0; call.uni (r), vprintf, (a, b); ld.param.b32 %r2, [r]; }
+        add.u32 %r1, %r1, %r2; st.global.u32 [%rd2], %r1;";
+    assert_eq!(words(decls, body, &[0], 32).0[..32], [9; 32]);
+}
+
+#[test]
+fn a_guarded_indirect_branch_may_diverge() {
+    let run = |index: &str, guard: &str| {
+        let body = format!(
+            "{index} setp.lt.u32 %p1, %r0, 8; setp.lt.u32 %p2, %r0, 32; mov.u32 %r2, 5; ts: .branchtargets A, B; {guard} brx.idx %r1, ts;
+            mov.u32 %r2, 6; bra C; A: mov.u32 %r2, 7; bra C; B: mov.u32 %r2, 8; C: st.global.u32 [%rd2], %r2;"
+        );
+        let (got, c) = words("", &body, &[0], 32);
+        (got[0], got[31], c.divergent_branches)
+    };
+    assert_eq!(run("mov.u32 %r1, 1;", ""), (8, 8, 0));
+    assert_eq!(run("and.b32 %r1, %r0, 1;", ""), (7, 8, 1));
+    assert_eq!(run("mov.u32 %r1, 1;", "@%p1"), (8, 6, 1));
+    assert_eq!(run("and.b32 %r1, %r0, 1;", "@%p1"), (7, 6, 1));
+    assert_eq!(run("mov.u32 %r1, 0;", "@%p2"), (7, 7, 0));
+    assert_eq!(run("mov.u32 %r1, 0;", "@!%p2"), (6, 6, 0));
+}

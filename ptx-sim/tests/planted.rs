@@ -192,6 +192,40 @@ fn register_never_written() {
     assert_eq!(one(SHARED, copy, 1, 1).kind, FindingKind::UninitializedRegister);
 }
 
+/// A carry that nothing has set, in these lanes or at all, or that comes from what nothing has written.
+#[test]
+fn carry_never_set() {
+    for body in [
+        "addc.u32 %r2, %r0, %r0;\nst.global.u32 [%rd1], %r2;",
+        "subc.u32 %r2, %r0, %r0;\nst.global.u32 [%rd1], %r2;",
+        "madc.lo.u32 %r2, %r0, %r0, %r0;\nst.global.u32 [%rd1], %r2;",
+        "addc.u64 %rd2, %rd1, %rd1;\nst.global.u64 [%rd0], %rd2;",
+        "add.cc.u32 %r2, %r1, %r0;\naddc.u32 %r2, %r0, 0;\nst.global.u32 [%rd1], %r2;",
+        // Passed on by an instruction that takes it and gives one.
+        "addc.cc.u32 %r2, %r0, %r0;\naddc.u32 %r2, %r0, 0;\nst.global.u32 [%rd1], %r2;",
+    ] {
+        assert_eq!(one("", body, 1, 1).kind, FindingKind::UninitializedRegister, "{body}");
+    }
+    let half = "setp.lt.u32 %p1, %r0, 16;\n@%p1 add.cc.u32 %r2, %r0, 1;\naddc.u32 %r2, %r0, 0;\n";
+    let f = one("", &format!("{half}st.global.u32 [%rd1], %r2;"), 1, 32);
+    assert_eq!((f.kind, f.thread), (FindingKind::UninitializedRegister, [16, 0, 0]));
+    clean("", &format!("{half}@%p1 st.global.u32 [%rd1], %r2;"), 1, 32);
+    clean(
+        "",
+        "add.cc.u32 %r2, %r0, 1;\naddc.cc.u32 %r2, %r0, 0;\naddc.u32 %r2, %r0, 0;\nst.global.u32 [%rd1], %r2;",
+        1,
+        64,
+    );
+    // A call does not preserve it, neither on the way in nor back.
+    let f = ".func f() { .reg .b32 %r<2>;\nmov.u32 %r0, 1;\nadd.cc.u32 %r0, %r0, 1;\nret; }";
+    let body = "add.cc.u32 %r2, %r0, 1;\ncall.uni f, ();\naddc.u32 %r2, %r0, 0;\nst.global.u32 [%rd1], %r2;";
+    assert_eq!(one(f, body, 1, 1).kind, FindingKind::UninitializedRegister);
+    let f =
+        ".func (.param .b32 r) f() { .reg .b32 %r<2>;\naddc.u32 %r0, 1, 1;\nst.param.b32 [r], %r0;\nret; }";
+    let body = "add.cc.u32 %r2, %r0, 1;\n{ .param .b32 r;\ncall.uni (r), f, ();\nld.param.b32 %r2, [r];\n}\nst.global.u32 [%rd1], %r2;";
+    assert_eq!(one(f, body, 1, 1).kind, FindingKind::UninitializedRegister);
+}
+
 /// The kernel of `texts` with one line that contains `what` removed, by its number among them.
 fn without(text: &str, kernel: &str, what: &str, number: usize) -> Option<String> {
     let start = text.find(&format!(".entry {kernel}("))?;
@@ -611,6 +645,12 @@ add.s64 %rd2, %rd0, %rd2;\nld.global.u32 %r6, [%rd2];\n{mask}\nadd.u32 %r6, %r6,
 fn loops_traps_and_stacks_end() {
     assert_eq!(one("", "L: bra L;", 1, 32).kind, FindingKind::RunawayLoop);
     assert_eq!(one("", "trap;", 1, 32).kind, FindingKind::Trap);
+    assert_eq!(one("", "brkpt;", 1, 32).kind, FindingKind::Trap);
+    let assert = "{ .param .b64 m; .param .b64 f; .param .b32 l; .param .b64 n; .param .b64 s;
+st.param.b64 [m], %rd0;\ncall.uni __assertfail, (m, f, l, n, s);\n}";
+    let decl = ".extern .func __assertfail(.param .b64 m, .param .b64 f, .param .b32 l, .param .b64 n, .param .b64 s);";
+    let f = one(decl, assert, 1, 32);
+    assert!(f.kind == FindingKind::Trap && f.message.contains("assertion"), "{f}");
     let f = one(".func f() { call.uni f, ();\nret; }", "call.uni f, ();", 1, 32);
     assert_eq!(f.kind, FindingKind::StackOverflow);
     assert_eq!(

@@ -13,6 +13,9 @@ impl Ins<'_, '_, '_> {
             "cvta" => {
                 let to_space = self.has("to");
                 let space = self.space_or_generic()?;
+                if space == Space::Generic {
+                    return self.bad("no space given");
+                }
                 let ty = self.ty()?;
                 if ty.bytes() != 8 && ty.bytes() != 4 {
                     return self.unsupported(format!("type {ty:?}"));
@@ -22,6 +25,9 @@ impl Ins<'_, '_, '_> {
             }
             _ => {
                 let space = self.space_or_generic()?;
+                if space == Space::Generic {
+                    return self.bad("no space given");
+                }
                 self.count(2..=2)?;
                 let operand = self.operand(0)?;
                 Ok(Op::IsSpace { space, d: self.pred_dst(operand)?, a: self.src(1, Ty::U64)? })
@@ -81,7 +87,7 @@ impl Ins<'_, '_, '_> {
             Some((round, integral)) => (Some(round), integral),
             None => (None, false),
         };
-        let mut mode = CvtMode {
+        let mode = CvtMode {
             round: round.unwrap_or(Round::Nearest),
             integral,
             ftz: self.has("ftz"),
@@ -91,16 +97,35 @@ impl Ins<'_, '_, '_> {
         };
         let to = self.ty()?;
         let from = self.ty()?;
+        if matches!(to, E4m3x2 | E5m2x2) || matches!(from, E4m3x2 | E5m2x2) {
+            return self.unsupported("8-bit floats");
+        }
         let scalar = |ty: Ty| ty.is_int() || matches!(ty, F16 | Bf16 | F32 | F64);
-        let narrowing = to.is_float() && (from.is_int() || from.is_float() && from.bytes() > to.bytes());
-        if round.is_none() && (narrowing || from.is_float() && to.is_int()) {
+        let halves = matches!(to, F16x2 | Bf16x2);
+        // What a wider format, or the same, holds exactly; f16 and bf16 hold less than each other.
+        let exact = to == from || to.is_float() && from.is_float() && to.bytes() > from.bytes();
+        let needs = match (from.is_float(), to.is_float() || halves) {
+            (false, false) => None,
+            (true, false) => Some(true),
+            (true, true) if exact => integral.then_some(true).filter(|_| to == from),
+            _ => Some(false),
+        };
+        if needs.is_some() && round.is_none() {
             return self.bad("a rounding mode is needed");
         }
+        if needs != round.map(|_| integral) || round == Some(Round::Away) && to != Tf32 {
+            return self.unsupported("this rounding mode for these types");
+        }
+        // A modifier that would be dropped without a word is refused.
+        let short = from == F32 && (halves || matches!(to, F16 | Bf16 | Tf32));
+        if mode.ftz && (halves || to == Tf32 || !(to == F32 || from == F32))
+            || (mode.relu || mode.satfinite) && !short
+            || mode.sat && (halves || matches!(to, Bf16 | Tf32))
+        {
+            return self.unsupported("a modifier that this form does not have");
+        }
         match (to, from) {
-            (F16x2 | Bf16x2 | E4m3x2 | E5m2x2, F32) => {
-                if matches!(to, E4m3x2 | E5m2x2) {
-                    return self.unsupported("8-bit floats");
-                }
+            (F16x2 | Bf16x2, F32) => {
                 self.count(3..=3)?;
                 Ok(Op::CvtPair { to, mode, d: self.dst(0)?, a: self.src(1, F32)?, b: self.src(2, F32)? })
             }
@@ -109,12 +134,6 @@ impl Ins<'_, '_, '_> {
                 Ok(Op::Cvt { to, from, mode, d: self.dst(0)?, a: self.src(1, F32)? })
             }
             _ if scalar(to) && scalar(from) => {
-                if to == from && to.is_float() && !integral && !matches!(round, None | Some(Round::Nearest)) {
-                    return self.unsupported("a rounding mode between equal types");
-                }
-                if from.is_float() && to.is_int() {
-                    mode.integral = true;
-                }
                 self.count(2..=2)?;
                 Ok(Op::Cvt { to, from, mode, d: self.dst(0)?, a: self.src(1, from)? })
             }

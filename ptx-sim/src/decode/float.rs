@@ -31,7 +31,8 @@ impl Ins<'_, '_, '_> {
             return self.bad(".xorsign needs .abs");
         }
         let ty = self.ty()?;
-        let half = matches!(ty, F16 | Bf16 | F16x2 | Bf16x2);
+        let (f16, bf16) = (matches!(ty, F16 | F16x2), matches!(ty, Bf16 | Bf16x2));
+        let half = f16 || bf16;
         let (op, operands) = match base {
             "add" => (FloatOp::Add, 2),
             "sub" => (FloatOp::Sub, 2),
@@ -55,11 +56,14 @@ impl Ins<'_, '_, '_> {
         };
         let fits = match op {
             FloatOp::Div => matches!(ty, F32 | F64) && (round.is_some() || ((approx || full) && ty == F32)),
-            FloatOp::Rcp | FloatOp::Sqrt => matches!(ty, F32 | F64) && (round.is_some() || approx),
+            FloatOp::Rcp | FloatOp::Sqrt if round.is_some() => matches!(ty, F32 | F64),
+            FloatOp::Rcp => approx && (ty == F32 || ty == F64 && mode.ftz),
+            FloatOp::Sqrt => approx && ty == F32,
             FloatOp::Rsqrt => matches!(ty, F32 | F64) && approx,
             FloatOp::Sin | FloatOp::Cos | FloatOp::Lg2 => ty == F32 && approx,
-            FloatOp::Ex2 | FloatOp::Tanh => approx && (ty == F32 || half),
-            FloatOp::Fma => (ty != F32x2 || base == "fma") && (round.is_some() || base == "mad"),
+            FloatOp::Ex2 => approx && (ty == F32 || f16 && !mode.ftz || bf16 && mode.ftz),
+            FloatOp::Tanh => approx && (ty == F32 || half),
+            FloatOp::Fma => round.is_some() && (base == "fma" || matches!(ty, F32 | F64)),
             FloatOp::CopySign => matches!(ty, F32 | F64),
             FloatOp::Min | FloatOp::Max | FloatOp::Abs | FloatOp::Neg => ty != F32x2,
             FloatOp::Add | FloatOp::Sub | FloatOp::Mul => true,
@@ -69,6 +73,28 @@ impl Ins<'_, '_, '_> {
         }
         if half && !matches!(mode.round, Round::Nearest) {
             return self.unsupported("a rounding mode for half precision");
+        }
+        // A modifier that would be dropped without a word is refused.
+        let sum = matches!(op, FloatOp::Add | FloatOp::Sub | FloatOp::Mul | FloatOp::Fma);
+        let quotient = matches!(op, FloatOp::Div | FloatOp::Rcp | FloatOp::Sqrt);
+        let extreme = matches!(op, FloatOp::Min | FloatOp::Max);
+        let flushes = match op {
+            FloatOp::CopySign | FloatOp::Tanh => false,
+            FloatOp::Ex2 => true,
+            FloatOp::Rcp | FloatOp::Rsqrt if approx => true,
+            _ => f16 || matches!(ty, F32 | F32x2),
+        };
+        let ways = usize::from(round.is_some()) + usize::from(approx) + usize::from(full);
+        if ways > 1
+            || round.is_some() && !(sum || quotient)
+            || approx && (sum || extreme || matches!(op, FloatOp::Abs | FloatOp::Neg | FloatOp::CopySign))
+            || full && op != FloatOp::Div
+            || mode.ftz && !flushes
+            || mode.sat && !(sum && (f16 || ty == F32) && !mode.relu)
+            || mode.relu && !(op == FloatOp::Fma && half)
+            || (mode.nan || mode.xorsign) && !(extreme && ty != F64)
+        {
+            return self.unsupported("a modifier that this form does not have");
         }
         self.count(operands + 1..=operands + 1)?;
         let d = self.dst(0)?;
@@ -147,12 +173,17 @@ impl Ins<'_, '_, '_> {
                 if !(ty.is_int() && ty.bytes() > 1 || matches!(ty, F16 | Bf16 | F32 | F64 | F16x2 | Bf16x2)) {
                     return self.unsupported(format!("type {ty:?}"));
                 }
-                if is_set
-                    && !(matches!(to, U32 | S32 | F32 | B32)
-                        || matches!(to, F16 | Bf16 | U16 | S16)
-                        || packed)
-                {
+                let fits = match to {
+                    U32 | S32 => true,
+                    F32 | B32 | F16 | Bf16 => !packed,
+                    U16 | S16 => matches!(ty, F16 | Bf16),
+                    _ => packed && to == ty,
+                };
+                if is_set && !fits {
                     return self.unsupported(format!("result type {to:?}"));
+                }
+                if ftz && !matches!(ty, F32 | F16 | F16x2) {
+                    return self.unsupported(format!("flushing of {ty:?}"));
                 }
                 self.count(if bool_op.is_some() { 4..=4 } else { 3..=3 })?;
                 let a = self.src(1, ty)?;
@@ -185,7 +216,7 @@ impl Ins<'_, '_, '_> {
                 let ftz = self.has("ftz");
                 let ty = self.ty()?;
                 let cond = self.ty()?;
-                if !matches!(cond, S32 | F32) || !matches!(ty.bytes(), 2 | 4 | 8) {
+                if !matches!(cond, S32 | F32) || !matches!(ty.bytes(), 2 | 4 | 8) || ftz && cond != F32 {
                     return self.unsupported("these types");
                 }
                 self.count(4..=4)?;

@@ -21,7 +21,7 @@ impl Ins<'_, '_, '_> {
                 let carry_out = self.has("cc");
                 let carry_in = base.ends_with('c');
                 if carry_in || carry_out {
-                    let ty = self.int_ty(&[U32, S32, U64, S64, B32, B64])?;
+                    let ty = self.int_ty(&[U32, S32, U64, S64])?;
                     let op = if base.starts_with("add") { CarryOp::Add } else { CarryOp::Sub };
                     self.count(3..=3)?;
                     let (d, a, b) = (self.dst(0)?, self.src(1, ty)?, self.src(2, ty)?);
@@ -109,19 +109,18 @@ impl Ins<'_, '_, '_> {
             "min" | "max" => {
                 let relu = self.has("relu");
                 let ty = self.int_ty(&[U16, S16, U32, S32, U64, S64, U16x2, S16x2])?;
-                if relu && ty != S32 {
+                if relu && !matches!(ty, S32 | S16x2) {
                     return self.unsupported(".relu of this type");
-                }
-                if relu {
-                    return self.int2(if base == "min" { IntOp::MinRelu } else { IntOp::MaxRelu }, ty);
                 }
                 let packed = matches!(ty, U16x2 | S16x2);
                 self.int2(
                     match (base, packed) {
+                        ("min", false) if relu => IntOp::MinRelu,
+                        ("max", false) if relu => IntOp::MaxRelu,
                         ("min", false) => IntOp::Min,
                         ("max", false) => IntOp::Max,
-                        ("min", true) => IntOp::Min16x2,
-                        _ => IntOp::Max16x2,
+                        ("min", true) => IntOp::Min16x2(relu),
+                        _ => IntOp::Max16x2(relu),
                     },
                     ty,
                 )

@@ -124,6 +124,8 @@ impl<'a> Ins<'_, '_, 'a> {
                 Ok(Op::Movmatrix { d: self.dst(0)?, a: self.src(1, Ty::B32)? })
             }
             "mma" => self.mma(),
+            // Not a hint: what it discards may not be read.
+            "discard" => self.unsupported("this instruction is not implemented"),
             // Hints to the caches: no effect on what is computed.
             _ => {
                 self.space_or_generic()?;
@@ -191,7 +193,7 @@ impl<'a> Ins<'_, '_, 'a> {
             Some(op) => op,
             None => return self.unsupported("this atomic operation"),
         };
-        self.has("noftz");
+        let noftz = self.has("noftz");
         let ty = self.ty()?;
         use Ty::*;
         let fits = match op {
@@ -201,7 +203,11 @@ impl<'a> Ins<'_, '_, 'a> {
             AtomOp::Cas => matches!(ty, B16 | B32 | B64 | U32 | S32 | U64),
             _ => matches!(ty, B32 | B64 | U32 | S32 | U64),
         };
-        if !fits || !matches!(space, Space::Global | Space::Shared | Space::Generic) {
+        if !fits
+            || is_red && matches!(op, AtomOp::Exch | AtomOp::Cas)
+            || noftz != matches!(ty, F16 | Bf16 | F16x2 | Bf16x2)
+            || !matches!(space, Space::Global | Space::Shared | Space::Generic)
+        {
             return self.unsupported(format!("this operation on {ty:?}"));
         }
         let d = if is_red { Reg::Sink } else { self.dst(0)? };
@@ -238,7 +244,8 @@ impl<'a> Ins<'_, '_, 'a> {
         if !all && !self.has("cg") {
             return self.unsupported("this form of cp.async");
         }
-        if !(self.has("shared") || self.has("shared::cta")) || !self.has("global") {
+        let in_order = self.mods.windows(2).any(|w| matches!(w, ["shared" | "shared::cta", "global"]));
+        if !(in_order && (self.has("shared") || self.has("shared::cta")) && self.has("global")) {
             return self.unsupported("only from global to shared memory");
         }
         for hint in ["L2::64B", "L2::128B", "L2::256B"] {
@@ -314,7 +321,8 @@ impl<'a> Ins<'_, '_, 'a> {
         let Some((m, n, k)) = shape else {
             return self.unsupported("this shape");
         };
-        if !(self.has("row") && self.has("col")) {
+        let in_order = self.mods.windows(2).any(|w| w == ["row", "col"]);
+        if !(in_order && self.has("row") && self.has("col")) {
             return self.unsupported("only .row.col");
         }
         let satfinite = self.has("satfinite");

@@ -202,10 +202,16 @@ impl Env<'_> {
             IntOp::Max => map2(&a, &b, |a, b| a.max(b)),
             IntOp::MinRelu => two(|a, b| (a as i32).min(b as i32).max(0) as u32),
             IntOp::MaxRelu => two(|a, b| (a as i32).max(b as i32).max(0) as u32),
-            IntOp::Min16x2 if signed => two(|a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)) as u32)),
-            IntOp::Min16x2 => two(|a, b| halves(a, b, |a, b| a.min(b))),
-            IntOp::Max16x2 if signed => two(|a, b| halves(a, b, |a, b| sx16(a).max(sx16(b)) as u32)),
-            IntOp::Max16x2 => two(|a, b| halves(a, b, |a, b| a.max(b))),
+            IntOp::Min16x2(relu) if signed => {
+                let least = if relu { 0 } else { i32::MIN };
+                map2(&a, &b, |a, b| halves(a, b, |a, b| sx16(a).min(sx16(b)).max(least) as u32))
+            }
+            IntOp::Max16x2(relu) if signed => {
+                let least = if relu { 0 } else { i32::MIN };
+                map2(&a, &b, |a, b| halves(a, b, |a, b| sx16(a).max(sx16(b)).max(least) as u32))
+            }
+            IntOp::Min16x2(_) => two(|a, b| halves(a, b, |a, b| a.min(b))),
+            IntOp::Max16x2(_) => two(|a, b| halves(a, b, |a, b| a.max(b))),
             IntOp::Add16x2 => two(|a, b| halves(a, b, u32::wrapping_add)),
             IntOp::Popc => map1(&a, u32::count_ones),
             IntOp::Clz => map1(&a, u32::leading_zeros),
@@ -415,6 +421,9 @@ impl Env<'_> {
         let bits = ty.bits();
         let mask = u128::from(u64::MAX >> (64 - bits));
         let mut v = V64 { v: [0; LANES], undef: a.undef | b.undef | c.undef };
+        if carry_in {
+            v.undef |= warp.undef_carry;
+        }
         let mut out = 0;
         for l in 0..LANES {
             let cc = u128::from(carry_in && warp.carry >> l & 1 != 0);
@@ -439,6 +448,7 @@ impl Env<'_> {
         }
         if carry_out {
             warp.carry = warp.carry & !m | out & m;
+            warp.undef_carry = warp.undef_carry & !m | v.undef & m;
         }
         warp.put64(d, &v, m);
     }
@@ -578,7 +588,8 @@ impl Env<'_> {
                 TestP::Infinite => magnitude == f.inf(),
                 TestP::Number => magnitude <= f.inf(),
                 TestP::NotANumber => magnitude > f.inf(),
-                TestP::Normal => magnitude < f.inf() && magnitude >> f.man_bits != 0,
+                // Zeros count as normal.
+                TestP::Normal => magnitude < f.inf() && !f.is_subnormal(magnitude),
                 TestP::Subnormal => f.is_subnormal(magnitude),
             }
         });

@@ -79,6 +79,22 @@ pub(crate) fn space_of(address: u64) -> Space {
 }
 
 impl Env<'_> {
+    /// `isspacep`: constants lie among the global allocations, and the window of parameters in that of global memory.
+    pub(crate) fn is_in(&self, space: Space, address: u64) -> bool {
+        let gpu = self.cx.gpu;
+        let found = space_of(address);
+        let is_const = found == Space::Global
+            && gpu
+                .find(address)
+                .map(|i| &gpu.allocs[i])
+                .is_some_and(|a| a.read_only && address - a.base < a.size);
+        match space {
+            Space::Const => is_const,
+            Space::Global => matches!(found, Space::Global | Space::Param) && !is_const,
+            _ => found == space,
+        }
+    }
+
     /// The addresses of all lanes; an undefined one is a finding.
     pub(crate) fn addresses(&mut self, warp: &Warp, addr: &Addr, space: Space, m: u32) -> [u64; LANES] {
         let base = self.src64(warp, &addr.base);
@@ -823,7 +839,7 @@ fn update(op: AtomOp, ty: Ty, old: u64, b: u64, c: u64, is_global: bool) -> u64 
             Ty::F32 => {
                 let flush = |v: u64| if is_global { fp::F32.flush(v) } else { v };
                 let sum = f32::from_bits(flush(old) as u32) + f32::from_bits(flush(b) as u32);
-                flush(u64::from(sum.to_bits()))
+                if sum.is_nan() { fp::F32.nan } else { flush(u64::from(sum.to_bits())) }
             }
             Ty::F64 => (f64::from_bits(old) + f64::from_bits(b)).to_bits(),
             Ty::F16 | Ty::Bf16 | Ty::F16x2 | Ty::Bf16x2 => {

@@ -198,7 +198,8 @@ impl Env<'_> {
                     };
                     list.push((target, 1 << l));
                 }
-                if list.windows(2).skip(1).any(|w| w[0].0 != w[1].0) {
+                let guarded = m != 0 && m != mask;
+                if guarded || list.windows(2).skip(1).any(|w| w[0].0 != w[1].0) {
                     self.counters.divergent_branches += 1;
                 }
                 self.regroup(warp, at, &list);
@@ -417,7 +418,7 @@ impl Env<'_> {
             Op::Atom { access, op, d, b, c, ordered } => self.atom(warp, access, *op, *d, b, c, *ordered, m),
             Op::IsSpace { space, d, a } => {
                 let a = self.src64(warp, a);
-                let holds = mask_of(|l| super::mem::space_of(a.v[l]) == *space);
+                let holds = mask_of(|l| self.is_in(*space, a.v[l]));
                 warp.put_pred(*d, holds, a.undef, m);
             }
             Op::Cvta { space, to_space, d, a } => {
@@ -563,6 +564,8 @@ impl Env<'_> {
             .map(|(ret, &(to, size))| (local + ret.offset, from + to, size.min(ret.size)))
             .collect();
         warp.push_frame(index, callee, m, rets, local);
+        // The manual: calls do not preserve the carry flag.
+        warp.undef_carry |= m;
         for (param, &(at, size)) in callee.params.iter().zip(&call.args) {
             warp.copy_local(m, from + at, local + param.offset, size.min(param.size));
         }
@@ -574,6 +577,7 @@ impl Env<'_> {
             return;
         };
         let returned = frame.mask & warp.live;
+        warp.undef_carry |= returned;
         for (from, to, size) in frame.rets {
             warp.copy_local(returned, from, to, size);
         }

@@ -65,6 +65,7 @@ pub(crate) struct Warp {
     pub(crate) undef64: Vec<u32>,
     pub(crate) undef_pred: Vec<u32>,
     pub(crate) carry: u32,
+    pub(crate) undef_carry: u32,
     pub(crate) frames: Vec<Frame>,
     pub(crate) base32: usize,
     pub(crate) base64: usize,
@@ -101,6 +102,7 @@ impl Warp {
         self.undef64.clear();
         self.undef_pred.clear();
         self.carry = 0;
+        self.undef_carry = !0;
         self.copies.clear();
         self.committed = [0; LANES];
         self.steps = 0;

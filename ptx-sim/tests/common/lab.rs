@@ -57,6 +57,11 @@ ld.param.u64 %rd8, [p0];\nadd.s64 %rd8, %rd8, %rd9;\nst.global.u64 [%rd8], %rd0;
     )
 }
 
+/// What parsing says of an instruction with operands of these widths.
+pub fn parse(op: &str, dst: u32, srcs: &[u32]) -> Result<Module, ptx_sim::Error> {
+    Module::parse(&text(op, dst, srcs))
+}
+
 /// All combinations of the values of the operands, executed; the operands and the result of each.
 pub fn results(op: &str, dst: u32, srcs: &[u32], values: &[&[u64]]) -> Vec<(Vec<u64>, u64)> {
     assert_eq!(srcs.len(), values.len(), "{op}");

@@ -88,3 +88,4 @@ pub fn noise(n: usize, seed: u64) -> Vec<f32> {
         .collect()
 }
 pub mod lab;
+pub mod round;
