@@ -481,6 +481,13 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
         ([2, 2, 20, 1, 16], 2, plain, vec![PackedKeys(&[0, 40]), Mask(rows()), Lse]),
         // What starts say is not believed: no token is read that is not there.
         ([3, 2, 1, 1, 16], 1, plain, vec![PackedQueries(&[3, 4, 2]), PackedKeys(&[4, 6, 3]), WildStarts]),
+        // Nor what they say beside `max_seqlen_k`.
+        (
+            [3, 2, 1, 1, 32],
+            2,
+            causal,
+            vec![PackedQueries(&[3, 4, 2]), PackedKeys(&[4, 6, 3]), MaxSeqlens, WildStarts],
+        ),
         (
             [4, 4, 1, 1, 64],
             2,
