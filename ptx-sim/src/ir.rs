@@ -353,6 +353,17 @@ pub(crate) struct CvtMode {
     pub(crate) relu: bool,
 }
 
+/// What an atomic orders between blocks.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Order {
+    /// Nothing: its scope is the block.
+    Nothing,
+    /// What fences around it do.
+    Fenced,
+    /// What came before it, and what comes after.
+    Itself,
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum AtomOp {
     Add,
@@ -586,7 +597,7 @@ pub(crate) enum Op {
         d: Reg,
         b: Src,
         c: Src,
-        ordered: bool,
+        order: Order,
     },
     IsSpace {
         space: Space,

@@ -289,7 +289,8 @@ impl Module {
             stop: &stop,
             uses_fences: reached.iter().any(|&i| {
                 let code = &self.functions[i as usize].code;
-                code.iter().any(|inst| matches!(inst.op, Op::Fence { .. } | Op::Atom { ordered: true, .. }))
+                code.iter()
+                    .any(|inst| matches!(inst.op, Op::Fence { .. } | Op::Atom { order: Order::Itself, .. }))
             }),
             releases: &releases,
         };
@@ -544,7 +545,7 @@ impl<'a> Builder<'a> {
         let with_definition: HashSet<&str> =
             ast.vars.iter().filter(|v| !v.is_extern).map(|v| v.name).collect();
         for decl in &ast.vars {
-            if decl.is_extern && decl.space != Space::Shared {
+            if decl.is_extern && !(decl.space == Space::Shared && decl.is_dynamic) {
                 if with_definition.contains(decl.name) {
                     continue;
                 }

@@ -296,6 +296,7 @@ fn variables_without_a_value() {
         (".extern .global .align 4 .b32 x;", 4, "`x` is .extern"),
         (".extern .const .align 4 .b8 x[4];", 4, "`x` is .extern"),
         ("\n.extern .global .align 4 .b8 x[];", 5, "`x` is .extern"),
+        (".extern .shared .align 4 .b32 s[4];", 4, "`s` is .extern"),
         (".global .u64 p = nobody;", 4, "`nobody` is no variable"),
         (".global .u64 a;\n.global .u64 p[2] = {a, generic(nobody)+4};", 5, "`nobody` is no variable"),
         (".shared .u32 s;\n.global .u64 p = s;", 5, "`s` is no variable"),

@@ -454,11 +454,18 @@ setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nld.global.u32 %r4, [%rd0+4];\nld
         )
     };
     clean("", &body("membar.gl;"), 2, 32);
-    let module = kernel("", &body(""));
-    let mut gpu = Gpu::new();
-    let p = upload(&mut gpu, &[0u32; 64]);
-    let list = findings(launch(&module, &mut gpu, p, 2, 32, Schedule::FirstWarpFirst));
-    assert!(kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace), "{list:?}");
+    // The atomic may order by itself.
+    let atomic = |order: &str| body("").replace("atom.global.add", &format!("atom{order}.global.add"));
+    clean("", &atomic(".acq_rel.gpu"), 2, 32);
+    // No fence, one of the block, and atomics of the block.
+    let of_block = body("membar.gl;").replace("atom.global.add", "atom.relaxed.cta.global.add");
+    for without in [body(""), body("membar.cta;"), atomic(".acq_rel.cta"), atomic(".relaxed.gpu"), of_block] {
+        let module = kernel("", &without);
+        let mut gpu = Gpu::new();
+        let p = upload(&mut gpu, &[0u32; 64]);
+        let list = findings(launch(&module, &mut gpu, p, 2, 32, Schedule::FirstWarpFirst));
+        assert!(kinds(&list).iter().all(|k| *k == FindingKind::GlobalRace), "{without}: {list:?}");
+    }
 }
 
 #[test]
@@ -531,6 +538,14 @@ fn barrier_misuse() {
     clean(
         "",
         "bar.sync 0;\nbarrier.sync 1;\nsetp.lt.u32 %p1, %r0, 64;\n@%p1 bar.arrive 2, 128;\n@!%p1 bar.sync 2, 128;",
+        1,
+        128,
+    );
+    clean(
+        "",
+        "setp.lt.u32 %p1, %r0, 64;\nbarrier.cta.sync.aligned 0;\nbarrier.cta.red.popc.aligned.u32 %r1, 1, %p1;\n\
+         barrier.cta.red.and.pred %p2, 2, 128, !%p1;\nselp.u32 %r2, 1, 0, %p2;\nadd.u32 %r1, %r1, %r2;\n\
+         setp.ne.u32 %p3, %r1, 64;\n@%p3 trap;\n@%p1 barrier.cta.arrive.aligned 3, 128;\n@!%p1 barrier.cta.sync 3, 128;",
         1,
         128,
     );

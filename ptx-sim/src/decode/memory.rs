@@ -176,7 +176,13 @@ impl<'a> Ins<'_, '_, 'a> {
             return self.unsupported("vector or asynchronous atomics");
         }
         let space = self.space_or_generic()?;
-        let ordered = self.mods.iter().any(|m| matches!(*m, "acquire" | "release" | "acq_rel"));
+        let order = if self.mods.contains(&"cta") {
+            Order::Nothing
+        } else if self.mods.iter().any(|m| matches!(*m, "acquire" | "release" | "acq_rel")) {
+            Order::Itself
+        } else {
+            Order::Fenced
+        };
         self.hints();
         let op = match self.one_of(&[
             ("add", AtomOp::Add),
@@ -218,7 +224,7 @@ impl<'a> Ins<'_, '_, 'a> {
         self.note_cell(space, ty.bytes());
         let b = self.src(first + 1, ty)?;
         let c = if op == AtomOp::Cas { self.src(first + 2, ty)? } else { Src::Imm(0) };
-        Ok(Op::Atom { access: Access { space, ty, addr }, op, d, b, c, ordered })
+        Ok(Op::Atom { access: Access { space, ty, addr }, op, d, b, c, order })
     }
 
     fn cp(&mut self) -> Result<Op> {

@@ -591,7 +591,7 @@ impl Env<'_> {
         d: Reg,
         b: &Src,
         c: &Src,
-        ordered: bool,
+        order: Order,
         m: u32,
     ) {
         let (b, c) = (self.src64(warp, b), self.src64(warp, c));
@@ -645,8 +645,8 @@ impl Env<'_> {
                     if let Some(other) = other {
                         env.global_race(warp, l, addresses[l], "atomic", other);
                     }
-                    if env.cx.uses_fences {
-                        env.synchronize(addresses[l], ordered);
+                    if env.cx.uses_fences && order != Order::Nothing {
+                        env.synchronize(addresses[l], order == Order::Itself);
                     }
                     out.v[l] =
                         global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l], true));

@@ -415,7 +415,7 @@ impl Env<'_> {
                     warp.put64(*part, &out, m);
                 }
             }
-            Op::Atom { access, op, d, b, c, ordered } => self.atom(warp, access, *op, *d, b, c, *ordered, m),
+            Op::Atom { access, op, d, b, c, order } => self.atom(warp, access, *op, *d, b, c, *order, m),
             Op::IsSpace { space, d, a } => {
                 let a = self.src64(warp, a);
                 let holds = mask_of(|l| self.is_in(*space, a.v[l]));
