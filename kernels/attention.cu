@@ -15,7 +15,6 @@
 //
 // BAND 1: query i sees the keys max(0, i + band_from) .. min(nk, i + band_until); tiles that no query of the block sees are
 // skipped. SOFTCAP 1: scores s become cap * tanh(s / cap) first. CHANGED 1: there is a softcap, a bias, a mask or slopes.
-// HIDES 1: a tile may hide all its keys from a query, by a band, a bias or a mask.
 //
 //              keys -> BLOCK_N
 //            +---------------+        for each tile of keys:
@@ -133,7 +132,7 @@ struct Pages {
 #define K_BATCH (HAS_CU_SEQLENS_K || HAS_BLOCK_TABLE ? 0 : b)
 
 // What is subtracted from scores: the maximum m, or 0 while no key was seen, so that -infinity stays what it is.
-__device__ __forceinline__ float shift_of(float m) { return HIDES && m == NEGATIVE_INFINITY ? 0.0f : m; }
+__device__ __forceinline__ float shift_of(float m) { return m == NEGATIVE_INFINITY ? 0.0f : m; }
 
 // cap * tanh(s / cap), with e = 2^(-cap_rate |s|): (1 - e) / (1 + e), and near 0, where that difference would cost digits,
 // the series of tanh.
@@ -182,7 +181,7 @@ __device__ __forceinline__ float lse_of(float m, float l) { return l == 0.0f ? N
 //      ROWS products: with ROWS = 2, shared memory is read half as often.
 //
 // Consts: HEAD_DIM, V_DIM 16..256, multiples of 16, elements past p.d and p.dv are zeros; ROWS 1 or 2; BLOCK_M = 64 ROWS;
-//   BLOCK_N 16, 32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP, CHANGED, HIDES, SPLIT 0|1; THREADS 128;
+//   BLOCK_N 16, 32, 48 or 64 (speed, registers and shared memory); Q_SHARED, BAND, SOFTCAP, CHANGED, SPLIT 0|1; THREADS 128;
 //   KV_VEC, Q_VEC: rows are dense and of whole 16-byte chunks, copied by cp.async, otherwise element by element;
 //   OUT_VEC: rows of out hold aligned pairs.
 //
@@ -205,6 +204,9 @@ __device__ __forceinline__ float lse_of(float m, float l) { return l == 0.0f ? N
 #define N_TILES (BLOCK_N / 8)
 // 8-key columns multiplied together: all, where Q would be read again for each group.
 #define GROUP (Q_SHARED || N_TILES % 4 != 0 ? N_TILES : 4)
+
+// Of a score above it (in powers of two) half an ulp is no longer little in an exponent.
+#define LARGE_SCORE 524288.0f
 
 // 2^x within 2 ulp; 2^-infinity is 0.
 __device__ __forceinline__ float exp2_approx(float x) {
@@ -440,6 +442,30 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
             }
         }
 
+        float shift[ROWS][2], by = scale;
+#pragma unroll
+        for (u32 e = 0; e < ROWS * 2; ++e) shift[e / 2][e % 2] = shift_of(m[e / 2][e % 2]);
+#if !CHANGED
+        // The maximum is a rounded product, from which the fused one below is up to half an ulp away: all weights of a row
+        // are 2^that too large, or too small, and divided by a sum that is so too. Of large scores an ulp leaves the range
+        // of weights. There the scores are rounded as the maximum is.
+        bool large = false;
+#pragma unroll
+        for (u32 e = 0; e < ROWS * 2; ++e) large |= fabsf(shift[e / 2][e % 2]) > LARGE_SCORE;
+        if (__any_sync(0xffffffffu, large)) {
+#pragma unroll
+            for (u32 e = 0; e < ROWS * 2; ++e) {
+#pragma unroll
+                for (u32 j = 0; j < N_TILES * 2; ++j) {
+                    float& x = s[e / 2][j / 2][e % 2 * 2 + j % 2];
+                    x = __fsub_rn(__fmul_rn(x, scale), shift[e / 2][e % 2]);
+                }
+                shift[e / 2][e % 2] = 0.0f;
+            }
+            by = 1.0f;
+        }
+#endif
+
         // 16 keys at a time are exponentiated and multiplied: the exponentials of the next overlap with the products.
 #pragma unroll
         for (u32 kk = 0; kk < BLOCK_N / 16; ++kk) {
@@ -449,9 +475,8 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 #pragma unroll
                 for (u32 i = 0; i < 4; ++i) {
                     const float* pair = s[r][2 * kk + i / 2] + i % 2 * 2;
-                    const float shift = shift_of(m[r][i % 2]);
-                    const float x = exp2_approx(fmaf(pair[0], scale, -shift));
-                    const float y = exp2_approx(fmaf(pair[1], scale, -shift));
+                    const float x = exp2_approx(fmaf(pair[0], by, -shift[r][i % 2]));
+                    const float y = exp2_approx(fmaf(pair[1], by, -shift[r][i % 2]));
                     l[r][i % 2] += x + y;
                     pf[r][i] = pack2<q_t>(x, y);
                 }
@@ -521,7 +546,7 @@ extern "C" __global__ void __launch_bounds__(THREADS, 1) attention_mma(OPERANDS,
 // so that shared memory does not grow with it.
 //
 // Consts: BLOCK_M 64; BLOCK_N 32 or 64; DEPTH 16; COLS 32; CHUNKS = ceil(dv / COLS); THREADS 256; BAND, SOFTCAP, CHANGED,
-//   HIDES, SPLIT 0|1.
+//   SPLIT 0|1.
 //
 // Shared memory (dynamic, floats):
 //

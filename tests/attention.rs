@@ -356,3 +356,71 @@ fn the_definition_is_pytorchs() {
         }
     }
 }
+
+/// Scores so large that their roundings alone are beyond what can be exponentiated: alike keys still count alike, hidden
+/// ones do not count, and one that is ahead of all others is the result. Inputs are powers of two, so that every product
+/// is exact; bounds that grow with the score say nothing here.
+#[test]
+fn large_scores_are_compared_as_they_are_rounded() {
+    const KEYS: usize = 70;
+    let value = |j: usize| (j * 7 % 5) as f32;
+    for device in verify::devices().unwrap() {
+        for dtype in Dtype::FLOATS {
+            // Scores of 2^30 to 2^126.
+            let powers = if dtype == Dtype::F16 { &[15][..] } else { &[15, 60] };
+            for (nq, d) in [(3, 64), (70, 64), (5, 1)] {
+                for &power in powers {
+                    let x = 2f32.powi(power);
+                    let all = |n: usize| vec![x; n];
+                    let ahead: Vec<f32> = (0..KEYS * d).map(|at| if at / d == 41 { x } else { -x }).collect();
+                    let values: Vec<f32> = (0..KEYS * d).map(|at| value(at / d)).collect();
+                    let tensor = |shape: &[usize], values: &[f32]| {
+                        Tensor::from_f32(&device, dtype, shape, values).unwrap()
+                    };
+                    let q = tensor(&[1, 1, nq, d], &all(nq * d));
+                    let v = tensor(&[1, 1, KEYS, d], &values);
+                    let hidden: Vec<f32> = (0..KEYS).map(|j| f32::from(u8::from(j % 3 != 0))).collect();
+                    let mask = Tensor::from_f32(&device, Dtype::U8, &[1, 1, 1, KEYS], &hidden).unwrap();
+                    for (k, only) in [(all(KEYS * d), None), (ahead, Some(41))] {
+                        let k = tensor(&[1, 1, KEYS, d], &k);
+                        for (masked, scale) in [(false, 1.0), (false, 0.3), (true, 1.0)] {
+                            let mut out = tensor(&[1, 1, nq, d], &vec![9.0; nq * d]);
+                            let mut args = AttentionArgs::new(q.view(), k.view(), v.view(), out.view_mut());
+                            if masked {
+                                args.mask = Some(mask.view().expand(&[1, 1, nq, KEYS]).unwrap());
+                            }
+                            device.run(&Attention::scaled(scale), args).unwrap();
+                            let seen: Vec<usize> = (0..KEYS)
+                                .filter(|j| only.is_none_or(|only| *j == only))
+                                .filter(|j| !masked || j % 3 != 0)
+                                .collect();
+                            let want = seen.iter().map(|&j| value(j)).sum::<f32>() / seen.len() as f32;
+                            let close = 4.0 * (dtype.unit_roundoff() as f32 + 2f32.powi(-20)) * want;
+                            let case = format!(
+                                "{} {dtype} {nq} queries, heads of {d}, 2^{power}, {only:?}, {masked}, {scale}",
+                                device.name()
+                            );
+                            for got in out.to_f32(&device).unwrap() {
+                                assert!((got - want).abs() <= close, "{case}: {got}, wanted {want}");
+                            }
+                        }
+                    }
+                }
+            }
+        }
+    }
+}
+
+/// Products with a scale of 0 are 0, however large.
+#[test]
+fn a_scale_of_zero_weighs_all_keys_alike() {
+    for device in verify::devices().unwrap() {
+        let tensor =
+            |shape: &[usize], values: &[f32]| Tensor::from_f32(&device, Dtype::F32, shape, values).unwrap();
+        let (q, k) = (tensor(&[1, 1, 2, 1], &[1e19; 2]), tensor(&[1, 1, 2, 1], &[1e19, -1e19]));
+        let (v, mut out) = (tensor(&[1, 1, 2, 1], &[1.0, 4.0]), tensor(&[1, 1, 2, 1], &[9.0; 2]));
+        let args = AttentionArgs::new(q.view(), k.view(), v.view(), out.view_mut());
+        device.run(&Attention::scaled(0.0), args).unwrap();
+        assert_eq!(out.to_f32(&device).unwrap(), [2.5; 2], "{}", device.name());
+    }
+}

@@ -28,8 +28,8 @@ use crate::view::View;
 /// write into slices of one buffer along the tokens, as every operand of [`Matmul`](super::Matmul) may be strided.
 ///
 /// Computed with the online softmax of FlashAttention-2 (Dao 2023, arXiv:2307.08691): scores exist one
-/// tile at a time, never as an `nq` by `nk` matrix. Scores up to 1e38 either way are safe: each is compared
-/// with the largest before it is exponentiated. Tiles of keys that no query of a block sees are skipped. Of a hidden key `k`
+/// tile at a time, never as an `nq` by `nk` matrix. Scores up to 1e38 either way are safe, with `q . k` and
+/// `softmax_scale * q` that are too: each is rounded and compared with the largest before it is exponentiated. Tiles of keys that no query of a block sees are skipped. Of a hidden key `k`
 /// may hold anything, `v` any number but NaN and infinity; past the lengths of sequences both may hold anything.
 ///
 /// Kernels for GPUs take heads of at most 512 elements; the CPU takes any.
@@ -422,8 +422,9 @@ unsafe impl Op for Attention {
             [s, outs @ ..] if self.splits > 1 => (*s, outs),
             outs => (0, outs),
         };
-        // A scale of 0 makes every score 0. So does this one, and it keeps a masked -infinity infinite.
-        let scale = if self.softmax_scale == 0.0 { f32::MIN_POSITIVE } else { self.softmax_scale };
+        // With a scale of 0 every score is 0, as that of heads without elements: kernels read none, and multiply with
+        // another scale, which leaves a masked -infinity what it is.
+        let (scale, d) = if self.softmax_scale == 0.0 { (1.0, 0) } else { (self.softmax_scale, d) };
         Ok(AttentionParams {
             pairs: size("q", b.saturating_mul(h))?,
             heads: size("q", h)?,
@@ -512,7 +513,8 @@ unsafe impl Op for Attention {
     }
 
     fn cost(&self, p: &AttentionParams, signature: &Signature) -> Cost {
-        let [pairs, nq, nk, both, group] = [p.pairs, p.nq, p.nk, p.d + p.dv, p.group].map(f64::from);
+        let [pairs, nq, nk, d, dv, group] = [p.pairs, p.nq, p.nk, p.d, p.dv, p.group].map(f64::from);
+        let both = d + dv;
         let size = signature.dtype("q").size() as f64;
         // Of the scores, those that a window leaves.
         let seen = if self.window.is_all() { nq * nk } else { seen(p) };
@@ -777,7 +779,6 @@ fn variants(op: Attention, signature: &Signature, consts: Consts) -> Consts {
         .set("BAND", u32::from(band))
         .set("SOFTCAP", u32::from(cap))
         .set("CHANGED", u32::from(cap || bias || mask || slopes))
-        .set("HIDES", u32::from(band || bias || mask))
         .set("SPLIT", u32::from(op.splits > 1))
 }
 
@@ -808,6 +809,12 @@ fn tile(
     };
     let block_n = if shared(64) <= caps.shared_bytes { 64 } else { 32 };
     fits(caps, shared(block_n), THREADS)?;
+    // CUDA compares with -infinity, which WGSL may not compute with: it has to know.
+    let hides = !op.window.is_all() || signature.has("bias") || signature.has("mask");
+    let consts = match caps.language {
+        Language::Wgsl { .. } => consts.set("HIDES", u32::from(hides)),
+        Language::Cuda { .. } => consts,
+    };
     Ok(Plan {
         entry: "attention_tile",
         consts: variants(op, signature, consts)
