@@ -292,7 +292,7 @@ impl Verified for LinearAttention {
         }
         let elu = both.feature_map(FeatureMap::EluPlusOne).normalize(0.0);
         let positive = Filled(uniform(0.1, 2.0));
-        add(both.normalize(1e-3), [1, 2, 18, 16, 24], 3, &[positive.clone()]);
+        add(both.normalize(1e-3), [1, 2, 18, 16, 24], 3, std::slice::from_ref(&positive));
         add(causal.normalize(1e-3), [1, 2, 18, 16, 24], 4, &[positive, Final]);
         add(elu, [1, 2, 18, 16, 24], 0, &[Filled(Fill::Normal(6.0))]);
         // Columns of several tasks and blocks, which share one normalizer.
