@@ -16,7 +16,7 @@ use crate::view::View;
 
 /// Tokens of a chunk: its queries, keys and decays stay in the first or second cache.
 const CHUNK: usize = 32;
-/// Columns of the state that a task has, and the normalizer.
+/// Columns of the state that a task has.
 const COLS: usize = 64;
 /// Channels of a tile.
 const ROWS: usize = 4;
@@ -142,6 +142,9 @@ struct Work {
     /// `[CHUNK][cols]` each: values, or what the delta rule makes of them; and what is read.
     u: Vec<f32>,
     seen: Vec<f32>,
+    /// With a normalizer, the sum of the keys, `[pitch]`, and what each query reads of it, `[CHUNK]`.
+    z: Vec<f32>,
+    by: Vec<f32>,
     /// `[CHUNK][CHUNK]`: how much of what one key writes is under a later one when that comes.
     gram: Vec<f32>,
 }
@@ -153,8 +156,7 @@ impl<T: Float> Kernel for Head<'_, T> {
     unsafe fn run<S: Simd>(self) {
         let p = self.p;
         let [n, nk, d] = [p.n, p.nk, p.d].map(|size| size as usize);
-        let columns = self.width + usize::from(self.op.normalize.is_some());
-        let (pitch, cols) = (d.next_multiple_of(S::LANES.max(ROWS)), columns.next_multiple_of(S::LANES));
+        let (pitch, cols) = (d.next_multiple_of(S::LANES.max(ROWS)), self.width.next_multiple_of(S::LANES));
         let tokens = n.max(nk).min(CHUNK);
         let zeros = |count: usize| vec![0.0f32; count];
         let delta = self.beta.is_some();
@@ -169,6 +171,8 @@ impl<T: Float> Kernel for Head<'_, T> {
             a: zeros(if self.log_decay.is_some() { tokens * pitch } else { 0 }),
             u: zeros(tokens * cols),
             seen: zeros(tokens * cols),
+            z: zeros(if self.op.normalize.is_some() { pitch } else { 0 }),
+            by: zeros(tokens),
             gram: zeros(if delta { CHUNK * CHUNK } else { 0 }),
         };
         let chunks = |n: usize| (0..n).step_by(CHUNK).map(move |start| (start, CHUNK.min(n - start)));
@@ -203,22 +207,21 @@ impl<T: Float> Kernel for Head<'_, T> {
 }
 
 impl<T: Float> Head<'_, T> {
-    /// The columns of the state: number here, and in the operands. The normalizer is in the hands of the first task.
-    fn columns(&self, stored: bool) -> impl Iterator<Item = (usize, usize)> + use<T> {
-        let normalizer = self.op.normalize.is_some() && !(stored && self.first > 0);
-        let (first, width, dv) = (self.first, self.width, self.p.dv as usize);
-        (0..width).map(move |j| (j, first + j)).chain(normalizer.then_some((width, dv)))
-    }
-
     /// # Safety
     /// The views are inside their memory.
     unsafe fn load_state(&self, work: &mut Work) {
         let Some(from) = self.initial_state else { return };
+        let [along_d, along_v] = [self.p.initial_d as usize, self.p.initial_v as usize];
         for c in 0..self.p.d as usize {
-            for (j, column) in self.columns(false) {
-                let at = c * self.p.initial_d as usize + column * self.p.initial_v as usize;
-                // SAFETY: channel and column are inside.
-                work.state[c * work.cols + j] = unsafe { *from.at(at) };
+            let from = from.after(c * along_d);
+            // SAFETY: channel and columns are inside.
+            unsafe {
+                for j in 0..self.width {
+                    work.state[c * work.cols + j] = *from.at((self.first + j) * along_v);
+                }
+                if let Some(z) = work.z.get_mut(c) {
+                    *z = *from.at(self.p.dv as usize * along_v);
+                }
             }
         }
     }
@@ -227,11 +230,18 @@ impl<T: Float> Head<'_, T> {
     /// As `load_state`; no other task has these columns.
     unsafe fn store_state(&self, work: &Work) {
         let Some(to) = self.final_state else { return };
+        let [along_d, along_v] = [self.p.final_d as usize, self.p.final_v as usize];
         for c in 0..self.p.d as usize {
-            for (j, column) in self.columns(true) {
-                let at = c * self.p.final_d as usize + column * self.p.final_v as usize;
-                // SAFETY: channel and column are inside.
-                unsafe { *to.at(at) = work.state[c * work.cols + j] };
+            let to = to.after(c * along_d);
+            // SAFETY: channel and columns are inside.
+            unsafe {
+                for j in 0..self.width {
+                    *to.at((self.first + j) * along_v) = work.state[c * work.cols + j];
+                }
+                // Every task has the sum of the keys; the first stores it.
+                if let Some(z) = work.z.get(c).filter(|_| self.first == 0) {
+                    *to.at(self.p.dv as usize * along_v) = *z;
+                }
             }
         }
     }
@@ -265,9 +275,6 @@ impl<T: Float> Head<'_, T> {
                 let u = &mut work.u[t * cols..][..cols];
                 let at = (start + t) * p.v_n as usize + self.first * p.v_d as usize;
                 row::<S, T>(u, self.v.after(at), self.width, p.v_d as usize);
-                if self.op.normalize.is_some() {
-                    u[self.width] = 1.0;
-                }
             }
         }
     }
@@ -297,19 +304,18 @@ impl<T: Float> Head<'_, T> {
         // SAFETY: work has whole registers a row; the tokens are inside.
         unsafe {
             predict::<S>(work, count);
-            grams::<S>(work, count);
-            let cols = work.cols;
+            grams::<S>(work, count, self.p.decay);
             for t in 0..count {
-                let beta = S::splat(beta.at((start + t) * self.p.beta_n as usize));
-                let (earlier, later) = work.u.split_at_mut(t * cols);
-                for j in (0..cols).step_by(S::LANES) {
-                    let mut held = S::load(work.seen[t * cols + j..].as_ptr());
-                    for s in 0..t {
-                        let gram = S::splat(work.gram[t * CHUNK + s]);
-                        held = S::fma(gram, S::load(earlier[s * cols + j..].as_ptr()), held);
-                    }
-                    let u = later[j..].as_mut_ptr();
-                    S::store(u, S::mul(beta, S::sub(S::load(u), held)));
+                let beta = beta.at((start + t) * self.p.beta_n as usize);
+                let columns = work.cols / S::LANES;
+                let mut v = 0;
+                while columns - v >= 4 {
+                    write::<S, 4>(work, t, beta, v * S::LANES);
+                    v += 4;
+                }
+                while v < columns {
+                    write::<S, 1>(work, t, beta, v * S::LANES);
+                    v += 1;
                 }
             }
         }
@@ -325,7 +331,7 @@ impl<T: Float> Head<'_, T> {
         for t in 0..count {
             let seen = &work.seen[t * cols..][..cols];
             let to = self.out.after((start + t) * p.out_n as usize + self.first * p.out_d as usize);
-            let by = if self.op.normalize.is_some() { seen[width] + p.eps } else { 1.0 };
+            let by = if work.z.is_empty() { 1.0 } else { work.by[t] + p.eps };
             // SAFETY: `width` columns of a token that is inside.
             unsafe {
                 let (scale, by) = (S::splat(p.scale), S::splat(by));
@@ -420,6 +426,41 @@ unsafe fn scan<S: Simd, const WRITE: bool, const READ: bool>(work: &mut Work, co
             tiles::<S, Scan<WRITE, READ, false>>(work, count);
         } else {
             tiles::<S, Scan<WRITE, READ, true>>(work, count);
+        }
+        if !work.z.is_empty() {
+            scan_keys::<S, WRITE, READ>(work, count);
+        }
+    }
+}
+
+/// Takes the sum of the keys through a chunk: the column of the state whose value is 1.
+///
+/// # Safety
+/// As [`scan`].
+#[inline(always)]
+unsafe fn scan_keys<S: Simd, const WRITE: bool, const READ: bool>(work: &mut Work, count: usize) {
+    let pitch = work.pitch;
+    for t in 0..count {
+        // SAFETY: rows are whole registers.
+        unsafe {
+            let mut read = S::splat(0.0);
+            for c in (0..pitch).step_by(S::LANES) {
+                let (at, row) = (work.z[c..].as_mut_ptr(), t * pitch + c);
+                let mut z = S::load(at);
+                if WRITE {
+                    if !work.a.is_empty() {
+                        z = S::mul(z, S::load(work.a[row..].as_ptr()));
+                    }
+                    z = S::add(z, S::load(work.k[row..].as_ptr()));
+                    S::store(at, z);
+                }
+                if READ {
+                    read = S::fma(z, S::load(work.q[row..].as_ptr()), read);
+                }
+            }
+            if READ {
+                work.by[t] = S::sum(read);
+            }
         }
     }
 }
@@ -580,30 +621,98 @@ impl<const DECAY: bool> Pass for Predict<DECAY> {
     }
 }
 
+/// What token `t` writes by the delta rule, in `V` registers of columns from `j` on: a part of its value, less what is
+/// held under its key by then.
+///
+/// # Safety
+/// `work` has what `predict` and `grams` made, and the earlier tokens are done; the CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn write<S: Simd, const V: usize>(work: &mut Work, t: usize, beta: f32, j: usize) {
+    let cols = work.cols;
+    let (earlier, own) = work.u.split_at_mut(t * cols);
+    // SAFETY: rows are whole registers, and these inside of them.
+    unsafe {
+        let seen = work.seen[t * cols + j..].as_ptr();
+        let mut held = [S::splat(0.0); V];
+        for (v, held) in held.iter_mut().enumerate() {
+            *held = S::load(seen.add(v * S::LANES));
+        }
+        for (s, gram) in work.gram[t * CHUNK..][..t].iter().enumerate() {
+            let u = earlier[s * cols + j..].as_ptr();
+            for (v, held) in held.iter_mut().enumerate() {
+                *held = S::fma(S::splat(*gram), S::load(u.add(v * S::LANES)), *held);
+            }
+        }
+        let u = own[j..].as_mut_ptr();
+        for (v, held) in held.into_iter().enumerate() {
+            let at = u.add(v * S::LANES);
+            S::store(at, S::mul(S::splat(beta), S::sub(S::load(at), held)));
+        }
+    }
+}
+
 /// `gram[t][s]`, `s < t`: how much of what key `s` writes is under key `t` when that comes.
 ///
 /// # Safety
 /// As [`scan`].
 #[inline(always)]
-unsafe fn grams<S: Simd>(work: &mut Work, count: usize) {
-    let pitch = work.pitch;
+unsafe fn grams<S: Simd>(work: &mut Work, count: usize, decay: u32) {
+    let Work { pitch, k, a, gram, .. } = work;
+    let pitch = *pitch;
     // What is left of a key, channel by channel.
     let mut left = vec![0.0f32; pitch];
     for s in 0..count {
-        left.copy_from_slice(&work.k[s * pitch..][..pitch]);
-        for t in s + 1..count {
-            // SAFETY: rows are whole registers.
-            unsafe {
-                let mut sum = S::splat(0.0);
-                for c in (0..pitch).step_by(S::LANES) {
-                    let at = left[c..].as_mut_ptr();
-                    if !work.a.is_empty() {
-                        S::store(at, S::mul(S::load(at), S::load(work.a[t * pitch + c..].as_ptr())));
-                    }
-                    sum = S::fma(S::load(at), S::load(work.k[t * pitch + c..].as_ptr()), sum);
+        left.copy_from_slice(&k[s * pitch..][..pitch]);
+        let mut t = s + 1;
+        // SAFETY: rows are whole registers.
+        unsafe {
+            while decay != 2 && t + 4 <= count {
+                let products = products::<S, 4>(&left, &k[t * pitch..]);
+                for (i, product) in products.into_iter().enumerate() {
+                    gram[(t + i) * CHUNK + s] = product;
                 }
-                work.gram[t * CHUNK + s] = S::sum(sum);
+                t += 4;
+            }
+            while t < count {
+                if decay == 2 {
+                    for c in (0..pitch).step_by(S::LANES) {
+                        let at = left[c..].as_mut_ptr();
+                        S::store(at, S::mul(S::load(at), S::load(a[t * pitch + c..].as_ptr())));
+                    }
+                }
+                [gram[t * CHUNK + s]] = products::<S, 1>(&left, &k[t * pitch..]);
+                t += 1;
             }
         }
+        if decay == 1 && pitch > 0 {
+            let mut of_token = 1.0;
+            for t in s + 1..count {
+                of_token *= a[t * pitch];
+                gram[t * CHUNK + s] *= of_token;
+            }
+        }
+    }
+}
+
+/// The products of a row with `N` rows that follow each other.
+///
+/// # Safety
+/// Rows are whole registers, and the CPU has the instructions of `S`.
+#[inline(always)]
+unsafe fn products<S: Simd, const N: usize>(row: &[f32], rows: &[f32]) -> [f32; N] {
+    // SAFETY: the caller's contract.
+    unsafe {
+        let mut sums = [S::splat(0.0); N];
+        for c in (0..row.len()).step_by(S::LANES) {
+            let x = S::load(row[c..].as_ptr());
+            for (i, sum) in sums.iter_mut().enumerate() {
+                *sum = S::fma(x, S::load(rows[i * row.len() + c..].as_ptr()), *sum);
+            }
+        }
+        let mut products = [0.0; N];
+        for (product, sum) in products.iter_mut().zip(sums) {
+            *product = S::sum(sum);
+        }
+        products
     }
 }
