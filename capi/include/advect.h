@@ -76,6 +76,15 @@
 // after it.
 #define ADVECT_WINDOW_SIDES 2
 
+// `advect_linear_attention_args.feature_map`: queries and keys as they are.
+#define ADVECT_FEATURE_MAP_IDENTITY 0
+
+// `advect_linear_attention_args.feature_map`: `max(x, 0)`.
+#define ADVECT_FEATURE_MAP_RELU 1
+
+// `advect_linear_attention_args.feature_map`: `elu(x) + 1`.
+#define ADVECT_FEATURE_MAP_ELU_PLUS_ONE 2
+
 // `advect_norm_args.kind`: mean and variance over the channels of a group and all positions of one sample.
 #define ADVECT_NORM_GROUP 1
 
@@ -375,6 +384,46 @@ typedef struct advect_merge_args {
     // `[b, h, n]`, f32: the natural logarithm of the whole sum. Or NULL.
     const struct advect_view *lse;
 } advect_merge_args;
+
+// Linear attention: keys and values go into a state `S` of `d` by `dv` numbers, which queries read: token by token
+// `S = exp(log_decay) S + k u^T`, `out = scale S^T q`, with `u = v`, or by the delta rule
+// `u = beta (v - (exp(log_decay) S)^T k)`. Axes are (batch, head, token, element of the head), `q`, `k`, `v` and `out` of one
+// dtype. `q`, `k` and `v` may each have fewer heads, which divide those of `out`; there are `hs` states, as many as `k` or `v`
+// has heads. What is NULL is not there.
+typedef struct advect_linear_attention_args {
+    // `sizeof(advect_linear_attention_args)`.
+    size_t struct_size;
+    // Queries, `[b, h / g, n, d]`.
+    const struct advect_view *q;
+    // Keys, `[b, h / g, nk, d]`; `nk` is `n` when causal.
+    const struct advect_view *k;
+    // Values, `[b, h / g, nk, dv]`.
+    const struct advect_view *v;
+    // Logarithms of the decays, 0 or less, `[b, hs, nk]` or `[b, hs, nk, d]`, in f32 or the dtype of `q`. Causal. Or NULL.
+    const struct advect_view *log_decay;
+    // How much of its value a key writes by the delta rule, `[b, hs, nk]`, in f32 or the dtype of `q`. Causal and without a
+    // normalizer. Or NULL.
+    const struct advect_view *beta;
+    // The state before the first token, f32, `[b, hs, d, dv]`; with a normalizer `[b, hs, d, dv + 1]`, the sum of the keys
+    // last. NULL is 0.
+    const struct advect_view *initial_state;
+    // The result, `[b, h, n, dv]`.
+    const struct advect_view *out;
+    // The state after the last token, of the same shape, f32. Or NULL.
+    const struct advect_view *final_state;
+    // What the result is multiplied with; 0 is `1 / sqrt(d)`. (For a result of 0 pass `FLT_MIN`.)
+    float scale;
+    // Added to what the result is divided by. 0 without a normalizer.
+    float eps;
+    // 1: a query sees the keys up to its own. 0: every query sees all keys.
+    uint32_t causal;
+    // `ADVECT_FEATURE_MAP_*`, of every element of `q` and `k`.
+    uint32_t feature_map;
+    // 1: the result is divided by the product of the query and the sum of the keys, plus `eps`.
+    uint32_t normalize;
+    // 0.
+    uint32_t reserved;
+} advect_linear_attention_args;
 
 // Resampling by two along height and width.
 typedef struct advect_resample_args {
@@ -756,6 +805,22 @@ advect_status advect_merge_plan(const struct advect_device *device,
 // Compiles what `advect_merge` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_merge_warm(const struct advect_device *device, const struct advect_merge_args *args);
 
+// Linear attention.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_linear_attention(const struct advect_device *device,
+                                      const struct advect_linear_attention_args *args);
+
+// What `advect_linear_attention` would launch and cost, after the same checks. Launches nothing.
+advect_status advect_linear_attention_plan(const struct advect_device *device,
+                                           const struct advect_linear_attention_args *args,
+                                           struct advect_plan *plan);
+
+// Compiles what `advect_linear_attention` needs for such arguments, so that the call itself does not. Launches nothing.
+advect_status advect_linear_attention_warm(const struct advect_device *device,
+                                           const struct advect_linear_attention_args *args);
+
 // Nearest-neighbour doubling or 2 x 2 averaging.
 //
 // On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
@@ -958,6 +1023,22 @@ advect_status advect_merge_plan(const struct advect_device *device,
 
 // Compiles what `advect_merge` needs for such arguments, so that the call itself does not. Launches nothing.
 advect_status advect_merge_warm(const struct advect_device *device, const struct advect_merge_args *args);
+
+// Linear attention.
+//
+// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+// returned.
+advect_status advect_linear_attention(const struct advect_device *device,
+                                      const struct advect_linear_attention_args *args);
+
+// What `advect_linear_attention` would launch and cost, after the same checks. Launches nothing.
+advect_status advect_linear_attention_plan(const struct advect_device *device,
+                                           const struct advect_linear_attention_args *args,
+                                           struct advect_plan *plan);
+
+// Compiles what `advect_linear_attention` needs for such arguments, so that the call itself does not. Launches nothing.
+advect_status advect_linear_attention_warm(const struct advect_device *device,
+                                           const struct advect_linear_attention_args *args);
 
 // Nearest-neighbour doubling or 2 x 2 averaging.
 //

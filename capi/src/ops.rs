@@ -6,8 +6,9 @@ use crate::memory::{Caller, Extensible};
 use crate::status::{Failure, advect_status, entry};
 use crate::tensor::advect_view;
 use advect::ops::{
-    Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Merge, MergeArgs, Noise,
-    Norm, NormArgs, NormKind, Resample, ResampleArgs, Step, StepArgs, Window,
+    Attention, AttentionArgs, Coefficients, Conv, ConvArgs, FeatureMap, LinearAttention, LinearAttentionArgs,
+    Matmul, MatmulArgs, Merge, MergeArgs, Noise, Norm, NormArgs, NormKind, Resample, ResampleArgs, Step,
+    StepArgs, Window,
 };
 
 /// The identity.
@@ -24,6 +25,13 @@ pub const ADVECT_WINDOW_CAUSAL: u32 = 1;
 /// `advect_attention_args.window`: a query sees `window_left` keys before its place, the one there, and `window_right`
 /// after it.
 pub const ADVECT_WINDOW_SIDES: u32 = 2;
+
+/// `advect_linear_attention_args.feature_map`: queries and keys as they are.
+pub const ADVECT_FEATURE_MAP_IDENTITY: u32 = 0;
+/// `advect_linear_attention_args.feature_map`: `max(x, 0)`.
+pub const ADVECT_FEATURE_MAP_RELU: u32 = 1;
+/// `advect_linear_attention_args.feature_map`: `elu(x) + 1`.
+pub const ADVECT_FEATURE_MAP_ELU_PLUS_ONE: u32 = 2;
 
 /// `advect_norm_args.kind`: mean and variance over the channels of a group and all positions of one sample.
 pub const ADVECT_NORM_GROUP: u32 = 1;
@@ -197,6 +205,48 @@ pub struct advect_merge_args {
     pub lse: *const advect_view,
 }
 
+/// Linear attention: keys and values go into a state `S` of `d` by `dv` numbers, which queries read: token by token
+/// `S = exp(log_decay) S + k u^T`, `out = scale S^T q`, with `u = v`, or by the delta rule
+/// `u = beta (v - (exp(log_decay) S)^T k)`. Axes are (batch, head, token, element of the head), `q`, `k`, `v` and `out` of one
+/// dtype. `q`, `k` and `v` may each have fewer heads, which divide those of `out`; there are `hs` states, as many as `k` or `v`
+/// has heads. What is NULL is not there.
+#[repr(C)]
+#[derive(Clone, Copy)]
+pub struct advect_linear_attention_args {
+    /// `sizeof(advect_linear_attention_args)`.
+    pub struct_size: usize,
+    /// Queries, `[b, h / g, n, d]`.
+    pub q: *const advect_view,
+    /// Keys, `[b, h / g, nk, d]`; `nk` is `n` when causal.
+    pub k: *const advect_view,
+    /// Values, `[b, h / g, nk, dv]`.
+    pub v: *const advect_view,
+    /// Logarithms of the decays, 0 or less, `[b, hs, nk]` or `[b, hs, nk, d]`, in f32 or the dtype of `q`. Causal. Or NULL.
+    pub log_decay: *const advect_view,
+    /// How much of its value a key writes by the delta rule, `[b, hs, nk]`, in f32 or the dtype of `q`. Causal and without a
+    /// normalizer. Or NULL.
+    pub beta: *const advect_view,
+    /// The state before the first token, f32, `[b, hs, d, dv]`; with a normalizer `[b, hs, d, dv + 1]`, the sum of the keys
+    /// last. NULL is 0.
+    pub initial_state: *const advect_view,
+    /// The result, `[b, h, n, dv]`.
+    pub out: *const advect_view,
+    /// The state after the last token, of the same shape, f32. Or NULL.
+    pub final_state: *const advect_view,
+    /// What the result is multiplied with; 0 is `1 / sqrt(d)`. (For a result of 0 pass `FLT_MIN`.)
+    pub scale: f32,
+    /// Added to what the result is divided by. 0 without a normalizer.
+    pub eps: f32,
+    /// 1: a query sees the keys up to its own. 0: every query sees all keys.
+    pub causal: u32,
+    /// `ADVECT_FEATURE_MAP_*`, of every element of `q` and `k`.
+    pub feature_map: u32,
+    /// 1: the result is divided by the product of the query and the sum of the keys, plus `eps`.
+    pub normalize: u32,
+    /// 0.
+    pub reserved: u32,
+}
+
 /// Resampling by two along height and width.
 #[repr(C)]
 #[derive(Clone, Copy)]
@@ -262,6 +312,11 @@ unsafe impl Extensible for advect_attention_args {
 
 // SAFETY: five pointers or sizes: no padding.
 unsafe impl Extensible for advect_merge_args {
+    const FIRST: usize = size_of::<Self>();
+}
+
+// SAFETY: nine pointers or sizes and six of 4 bytes: no padding on machines of 64 bits, and none that is read on others.
+unsafe impl Extensible for advect_linear_attention_args {
     const FIRST: usize = size_of::<Self>();
 }
 
@@ -557,6 +612,83 @@ pub unsafe extern "C" fn advect_merge_warm(
     args: *const advect_merge_args,
 ) -> advect_status {
     entry!("merge", |c| merge(c, device, c.read("args", args)?, Mode::Warm))
+}
+
+/// A switch of the caller's.
+fn switch(c: &Caller, argument: &'static str, given: u32) -> Result<bool, Failure> {
+    match given {
+        0 | 1 => Ok(given == 1),
+        other => Err(Failure::argument(c.op(), argument, "0 or 1", other)),
+    }
+}
+
+fn linear_attention(
+    c: &Caller,
+    device: *const advect_device,
+    a: advect_linear_attention_args,
+    mode: Mode,
+) -> Result<(), Failure> {
+    reserved(c.op(), a.reserved)?;
+    let mut o = Operands::new(c);
+    let args = LinearAttentionArgs {
+        q: o.required("q", a.q)?,
+        k: o.required("k", a.k)?,
+        v: o.required("v", a.v)?,
+        log_decay: o.optional("log_decay", a.log_decay)?,
+        beta: o.optional("beta", a.beta)?,
+        initial_state: o.optional("initial_state", a.initial_state)?,
+        out: o.required("out", a.out)?,
+        final_state: o.optional("final_state", a.final_state)?,
+    };
+    let usual = LinearAttention::new(args.q.shape().last().copied().unwrap_or(1));
+    let feature_map = match a.feature_map {
+        ADVECT_FEATURE_MAP_IDENTITY => FeatureMap::Identity,
+        ADVECT_FEATURE_MAP_RELU => FeatureMap::Relu,
+        ADVECT_FEATURE_MAP_ELU_PLUS_ONE => FeatureMap::EluPlusOne,
+        other => return Err(Failure::argument(c.op(), "feature_map", "one of ADVECT_FEATURE_MAP_*", other)),
+    };
+    let normalize = switch(c, "normalize", a.normalize)?;
+    if !normalize && a.eps != 0.0 {
+        return Err(Failure::argument(c.op(), "eps", "0 without a normalizer", a.eps));
+    }
+    let op = LinearAttention {
+        scale: if a.scale == 0.0 { usual.scale } else { a.scale },
+        causal: switch(c, "causal", a.causal)?,
+        feature_map,
+        normalize: normalize.then_some(a.eps),
+    };
+    o.call(device, &op, args, mode)
+}
+
+/// Linear attention.
+///
+/// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
+/// returned.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_linear_attention(
+    device: *const advect_device,
+    args: *const advect_linear_attention_args,
+) -> advect_status {
+    entry!("linear_attention", |c| linear_attention(c, device, c.read("args", args)?, Mode::Run))
+}
+
+/// What `advect_linear_attention` would launch and cost, after the same checks. Launches nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_linear_attention_plan(
+    device: *const advect_device,
+    args: *const advect_linear_attention_args,
+    plan: *mut advect_plan,
+) -> advect_status {
+    entry!("linear_attention", |c| linear_attention(c, device, c.read("args", args)?, Mode::Plan(plan)))
+}
+
+/// Compiles what `advect_linear_attention` needs for such arguments, so that the call itself does not. Launches nothing.
+#[unsafe(no_mangle)]
+pub unsafe extern "C" fn advect_linear_attention_warm(
+    device: *const advect_device,
+    args: *const advect_linear_attention_args,
+) -> advect_status {
+    entry!("linear_attention", |c| linear_attention(c, device, c.read("args", args)?, Mode::Warm))
 }
 
 fn resample(

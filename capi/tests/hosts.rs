@@ -190,6 +190,9 @@ fn structs_lie_as_c_lays_them() {
             struct_size, q, k, v, bias, mask, q_lengths, k_lengths, cu_seqlens_q, cu_seqlens_k, block_table, slopes, sinks, out, lse, softmax_scale, softcap, window, window_left, window_right, max_seqlen_q, max_seqlen_k, splits
         }
         advect_merge_args { struct_size, parts, lses, out, lse }
+        advect_linear_attention_args {
+            struct_size, q, k, v, log_decay, beta, initial_state, out, final_state, scale, eps, causal, feature_map, normalize, reserved
+        }
         advect_resample_args { struct_size, x, out, mode, reserved }
         advect_step_args {
             struct_size, x, table, out, seed, stream, coefficients, noise_coefficient, noise
@@ -217,7 +220,7 @@ fn structs_lie_as_c_lays_them() {
     assert_eq!(String::from_utf8(output.stdout).unwrap(), rust);
     if cfg!(target_pointer_width = "64") {
         // The ABI of 64-bit machines, written down: a change here breaks programs that were compiled before.
-        let sizes = [56, 16, 312, 152, 128, 56, 88, 72, 152, 40, 32, 144, 72, 32, 24, 224];
+        let sizes = [56, 16, 312, 152, 128, 56, 88, 72, 152, 40, 96, 32, 144, 72, 32, 24, 224];
         let found: Vec<usize> = rust.lines().map(|l| l.split(' ').nth(1).unwrap().parse().unwrap()).collect();
         assert_eq!(found, sizes);
     }

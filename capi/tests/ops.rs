@@ -412,6 +412,99 @@ fn merge() {
 }
 
 #[test]
+fn linear_attention_by_the_gated_delta_rule() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            // The same numbers serve as logarithms of decays, some of which then grow, and as betas.
+            let f32 = DTYPES[0];
+            let shape: &[u64] = &[1, 2, 5, 16];
+            let operands = [
+                (dtype, shape),
+                (dtype, shape),
+                (dtype, shape),
+                (dtype, &[1, 2, 5][..]),
+                (f32, &[1, 2, 16, 16]),
+            ];
+            let mut o = pair.typed(&operands, dtype, shape);
+            let last = view(tensor(pair.c, ADVECT_F32, &[1, 2, 16, 16]));
+            let args = advect_linear_attention_args {
+                q: &raw const o.c[0],
+                k: &raw const o.c[1],
+                v: &raw const o.c[2],
+                log_decay: &raw const o.c[3],
+                beta: &raw const o.c[3],
+                initial_state: &raw const o.c[4],
+                out: &raw const o.out,
+                final_state: &raw const last,
+                causal: 1,
+                ..sized()
+            };
+            // WebGPU's least is 8 buffers, which these are.
+            call!(
+                pair,
+                args,
+                advect_linear_attention,
+                advect_linear_attention_plan,
+                advect_linear_attention_warm
+            );
+            pair.same(&LinearAttention::new(16).causal(), &mut o, |v, out| {
+                let [q, k, v, beta, initial_state] = v.try_into().unwrap();
+                let mut args = LinearAttentionArgs::new(q, k, v, out);
+                args.log_decay = Some(beta.clone());
+                (args.beta, args.initial_state) = (Some(beta), Some(initial_state));
+                args
+            });
+            assert!(values(last.tensor, 2 * 16 * 16).iter().all(|x| x.is_finite() && *x != 0.0));
+        }
+    }
+}
+
+#[test]
+fn linear_attention_of_features_normalized() {
+    for pair in pairs() {
+        for dtype in DTYPES {
+            let shape: &[u64] = &[1, 2, 5, 16];
+            let mut o = pair.operands(dtype, &[shape, &[1, 1, 7, 16], &[1, 1, 7, 16]], shape);
+            let args = advect_linear_attention_args {
+                q: &raw const o.c[0],
+                k: &raw const o.c[1],
+                v: &raw const o.c[2],
+                out: &raw const o.out,
+                scale: 1.5,
+                eps: 1e-3,
+                feature_map: ADVECT_FEATURE_MAP_ELU_PLUS_ONE,
+                normalize: 1,
+                ..sized()
+            };
+            call!(
+                pair,
+                args,
+                advect_linear_attention,
+                advect_linear_attention_plan,
+                advect_linear_attention_warm
+            );
+            let wrong = [
+                ("causal", advect_linear_attention_args { causal: 2, ..args }),
+                ("normalize", advect_linear_attention_args { normalize: 2, ..args }),
+                ("eps", advect_linear_attention_args { normalize: 0, ..args }),
+                ("feature_map", advect_linear_attention_args { feature_map: 3, ..args }),
+                ("reserved", advect_linear_attention_args { reserved: 1, ..args }),
+            ];
+            for (argument, wrong) in wrong {
+                // SAFETY: structs say their size, and views are of living tensors.
+                let status = unsafe { advect_linear_attention(pair.c, &raw const wrong) };
+                refused(status, ADVECT_ERROR_ARGUMENT, &format!("`{argument}`"));
+            }
+            let op = LinearAttention::scaled(1.5).feature_map(FeatureMap::EluPlusOne).normalize(1e-3);
+            pair.same(&op, &mut o, |v, out| {
+                let [q, k, v] = v.try_into().unwrap();
+                LinearAttentionArgs::new(q, k, v, out)
+            });
+        }
+    }
+}
+
+#[test]
 fn resample() {
     for pair in pairs() {
         for dtype in DTYPES {

@@ -2,6 +2,7 @@
 
 mod attention;
 mod conv;
+mod linear_attention;
 mod matmul;
 mod merge;
 mod norm;

@@ -3,6 +3,7 @@
 pub(crate) mod activation;
 pub(crate) mod attention;
 pub(crate) mod conv;
+pub(crate) mod linear_attention;
 pub(crate) mod matmul;
 pub(crate) mod merge;
 pub(crate) mod norm;

@@ -11,6 +11,7 @@ use crate::ops::Activation;
 
 pub mod attention;
 pub mod conv;
+pub mod linear_attention;
 pub mod matmul;
 pub mod merge;
 pub mod norm;

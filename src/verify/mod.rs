@@ -16,7 +16,7 @@ pub use run::simulators;
 pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
-use crate::ops::{Attention, Conv, Matmul, Merge, Norm, Resample, Step};
+use crate::ops::{Attention, Conv, LinearAttention, Matmul, Merge, Norm, Resample, Step};
 
 /// Something to do with every op. Ops are types, so a list of them is a visitor.
 pub trait OpVisitor {
@@ -31,6 +31,7 @@ pub fn each_op(visitor: &mut impl OpVisitor) {
     visitor.visit::<Norm>();
     visitor.visit::<Attention>();
     visitor.visit::<Merge>();
+    visitor.visit::<LinearAttention>();
     visitor.visit::<Resample>();
     visitor.visit::<Step>();
 }
