@@ -392,6 +392,14 @@ unsafe fn head<S: Simd, T: Float>(
     let blocks = vectors.div_ceil(WIDTH);
     let block = |i: usize| i * vectors / blocks..(i + 1) * vectors / blocks;
     let live = |v: &Range<usize>| (v.len() * S::LANES).min(queries.len() - v.start * S::LANES);
+    // The keys that a block sees: of a block that sees none, one that is hidden, so that there is something to write.
+    let seen_by = |v: &Range<usize>| {
+        let Some(band) = &band else { return seen.clone() };
+        let at = queries.start + v.start * S::LANES;
+        let of = band.of(&(at..at + live(v)), keys);
+        let of = of.start.clamp(seen.start, seen.end)..of.end.clamp(seen.start, seen.end);
+        if of.is_empty() { seen.start..seen.end.min(seen.start + 1) } else { of }
+    };
     // SAFETY: each block lies inside the scratch, which holds `vectors` vectors of queries; the rest is
     // this function's contract.
     unsafe {
@@ -421,6 +429,12 @@ unsafe fn head<S: Simd, T: Float>(
             let (k, v) = (Tile::new(k_lay, count, &s.k), Tile::new(v_lay, count, &s.v));
             for i in 0..blocks {
                 let range = block(i);
+                let own = seen_by(&range);
+                if own.start >= first + count || own.end <= first {
+                    continue;
+                }
+                // Tiles come in order: the first that a block sees has its first key.
+                let begins = own.start >= first;
                 let at = range.start * S::LANES;
                 if adding.adds() {
                     let live = queries.start + at..queries.start + at + live(&range);
@@ -442,9 +456,9 @@ unsafe fn head<S: Simd, T: Float>(
                     }),
                 };
                 match range.len() {
-                    3 => state.tile::<S, 3>(k, v, count, first == seen.start),
-                    2 => state.tile::<S, 2>(k, v, count, first == seen.start),
-                    _ => state.tile::<S, 1>(k, v, count, first == seen.start),
+                    3 => state.tile::<S, 3>(k, v, count, begins),
+                    2 => state.tile::<S, 2>(k, v, count, begins),
+                    _ => state.tile::<S, 1>(k, v, count, begins),
                 }
             }
         }
