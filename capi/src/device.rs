@@ -337,8 +337,10 @@ pub unsafe extern "C" fn advect_device_synchronize(device: *const advect_device)
     })
 }
 
-/// Destroys a device. Its tensors stay usable with other handles of the same device, and keep what they need
-/// of it. NULL is allowed.
+/// Destroys a device. Its tensors stay, and keep what they need of it: memory of the host goes with every CPU
+/// device, CUDA memory of the caller with every device of its context. Of memory that advect allocated on a GPU only
+/// copies (upload, download) and DLPack remain, since every device opened there has memory of its own. NULL is
+/// allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_device_destroy(device: *mut advect_device) -> advect_status {
     entry!("advect_device_destroy", |c| {

@@ -257,6 +257,11 @@ impl Cuda {
         self.0.ordinal
     }
 
+    /// The context that it works in, a `CUcontext`: the device's primary one after [`Cuda::new`].
+    pub fn context(&self) -> *mut c_void {
+        self.0.context.raw.cast()
+    }
+
     /// What the device can do.
     pub fn caps(&self) -> &Caps {
         &self.0.caps
