@@ -229,6 +229,12 @@ pub unsafe extern "C" fn advect_device_list(
         let filled = all.len().min(room);
         if filled > 0 {
             let size = c.get("infos", infos.cast::<usize>())?;
+            // Of every entry, before the first is written.
+            if !size.is_multiple_of(align_of::<advect_device_info>()) {
+                let wanted =
+                    format!("a struct_size that is a multiple of {}", align_of::<advect_device_info>());
+                return Err(Failure::argument(c.op(), "infos", wanted, format!("struct_size {size}")));
+            }
             for (i, info) in all.into_iter().take(filled).enumerate() {
                 let at = infos.wrapping_byte_add(i * size);
                 if i > 0 {

@@ -307,6 +307,11 @@ fn export<M>(
         }
         Ok(all)
     };
+    // Some libraries do not read byte_offset. Without elements there is no address.
+    let data = match layout.is_empty() {
+        true => std::ptr::null_mut(),
+        false => data.wrapping_byte_add(layout.offset() * size),
+    };
     let dl = DlTensor {
         data,
         device: DlDevice { kind: if cuda.is_some() { CUDA } else { CPU }, id: cuda.unwrap_or(0) as i32 },
@@ -314,7 +319,7 @@ fn export<M>(
         dtype: DlType { code, bits, lanes: 1 },
         shape: std::ptr::null_mut(),
         strides: std::ptr::null_mut(),
-        byte_offset: if layout.is_empty() { 0 } else { (layout.offset() * layout.dtype().size()) as u64 },
+        byte_offset: 0,
     };
     let (shape, strides) = (signed(layout.shape())?, signed(layout.strides())?);
     let managed = wrap(dl, tensor.read_only);
