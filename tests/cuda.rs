@@ -167,3 +167,24 @@ fn a_gpu_without_room_says_how_much_was_wanted() {
     device.run(&Resample::Up2, ResampleArgs { x: ones.view(), out: out.view_mut() }).unwrap();
     assert_eq!(out.to_f32(&device).unwrap(), [1.0; 16]);
 }
+
+/// Two handles of one GPU have streams of their own, and each its memory in the order of its stream.
+#[test]
+fn memory_of_another_handle_is_refused() {
+    let cuda = match Cuda::new(0) {
+        Ok(cuda) => cuda,
+        Err(why) => {
+            assert!(!advect::verify::required().iter().any(|face| face == "cuda"), "{why}");
+            return println!("skipped: {why}");
+        }
+    };
+    let other = Cuda::new(0).unwrap();
+    assert_eq!(cuda.context(), other.context());
+    let mut buffer = cuda.alloc(4).unwrap();
+    for error in
+        [other.write(&mut buffer, &[1; 4]).unwrap_err(), other.read(&buffer, &mut [0; 4]).unwrap_err()]
+    {
+        assert!(error.to_string().contains("`buffer`: wanted memory of this device"), "{error}");
+    }
+    cuda.write(&mut buffer, &[1; 4]).unwrap();
+}

@@ -69,6 +69,29 @@ fn parts_of_the_keys_merge_to_all_of_them() {
     }
 }
 
+/// Any number of parts costs time and no memory: one of them, repeated.
+#[test]
+fn parts_may_be_repeated() {
+    const PARTS: usize = 70_000;
+    for device in verify::devices().unwrap() {
+        let tensor = |shape: &[usize], value| Tensor::from_f32(&device, Dtype::F32, shape, &[value]).unwrap();
+        let (part, part_lse) = (tensor(&[1; 5], 2.0), tensor(&[1; 4], 0.5));
+        let (mut out, mut lse) = (tensor(&[1; 4], 0.0), tensor(&[1; 3], 0.0));
+        let args = MergeArgs {
+            parts: part.view().expand(&[PARTS, 1, 1, 1, 1]).unwrap(),
+            lses: part_lse.view().expand(&[PARTS, 1, 1, 1]).unwrap(),
+            out: out.view_mut(),
+            lse: Some(lse.view_mut()),
+        };
+        device.run(&Merge, args).unwrap();
+        // Every weight is 1 and both sums are whole numbers, which f32 holds: few roundings are left.
+        let exact = [2.0, 0.5 + (PARTS as f64).ln()];
+        for (got, exact) in [&out, &lse].map(|t| t.to_f32(&device).unwrap()[0]).into_iter().zip(exact) {
+            assert!((f64::from(got) - exact).abs() < 1e-5, "{}: {got} {exact}", device.name());
+        }
+    }
+}
+
 /// Split attention, merged, is attention over all keys: with windows, slopes and sinks too, of which a part alone knows less.
 #[test]
 fn splits_merge_to_the_whole() {

@@ -156,6 +156,21 @@ fn rules_of_wgpu_are_typed_errors() {
     assert!(error.contains("multiple of 4 bytes, got 255"), "{error}");
 }
 
+/// Bytes that do not fill a word are written where no other byte shares it.
+#[test]
+fn a_write_that_ends_inside_a_word_is_the_buffers_last() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let queue = Queue::new((Wgpu::from_device(device), queue));
+    let buffer = queue.alloc(8).unwrap();
+    queue.write(&buffer, &[7; 8]).unwrap();
+    let error = queue.write(&buffer, &[1; 3]).unwrap_err().to_string();
+    assert!(error.contains("`bytes`: wanted a multiple of 4 bytes, or more than 4 of 8, got 3"), "{error}");
+    queue.write(&buffer, &[1; 5]).unwrap();
+    let mut bytes = [9; 8];
+    queue.read(&buffer, &mut bytes).unwrap();
+    assert_eq!(bytes, [1, 1, 1, 1, 1, 0, 0, 0]);
+}
+
 #[test]
 fn memory_of_another_device_is_refused() {
     let Some(first) = open(Features::empty(), |_| ()) else { return };
@@ -177,7 +192,7 @@ fn fails_as_lost(what: &str, result: Result<(), Error>) {
 
 /// Destroys the device under a queue that has just been used. The next call that allocates or waits finds out,
 /// and from then on every call says so; none panics or hangs.
-fn lose(queue: &Queue, first: impl Fn(&Queue, &wgpu::Buffer) -> Result<(), Error>) {
+fn lose(queue: &Queue, first: impl Fn(&Queue, [&wgpu::Buffer; 2]) -> Result<(), Error>) {
     let (x, out) = (queue.alloc(16).unwrap(), queue.alloc(64).unwrap());
     let args = || ResampleArgs {
         x: View::contiguous(&x, Dtype::F32, &[1, 1, 2, 2]).unwrap(),
@@ -185,7 +200,7 @@ fn lose(queue: &Queue, first: impl Fn(&Queue, &wgpu::Buffer) -> Result<(), Error
     };
     queue.run(&Resample::Up2, args()).unwrap();
     queue.wgpu().device().destroy();
-    fails_as_lost("first", first(queue, &out));
+    fails_as_lost("first", first(queue, [&x, &out]));
     fails_as_lost("run", queue.run(&Resample::Up2, args()));
     fails_as_lost("warm", queue.wgpu().warm(&Resample::Up2, &args()));
     fails_as_lost("prepare", queue.wgpu().prepare(&Resample::Up2, args()).map(drop));
@@ -197,20 +212,42 @@ fn lose(queue: &Queue, first: impl Fn(&Queue, &wgpu::Buffer) -> Result<(), Error
 
 #[test]
 fn loss_of_a_device_is_an_error() {
-    type Call = fn(&Queue, &wgpu::Buffer) -> Result<(), Error>;
+    type Call = fn(&Queue, [&wgpu::Buffer; 2]) -> Result<(), Error>;
     // Of a kernel that is not compiled yet.
-    let warm: Call = |q, out| {
+    let warm: Call = |q, [_, out]| {
         let view = |shape| View::contiguous(out, Dtype::F32, shape).unwrap();
         q.wgpu().warm(&Resample::Down2, &ResampleArgs { x: view(&[0, 1, 2, 2]), out: view(&[0, 1, 1, 1]) })
     };
-    let calls: [Call; 4] =
-        [|q, _| q.synchronize(), |q, out| q.read(out, &mut [0; 64]), |q, _| q.alloc(64).map(drop), warm];
+    // And of one that is.
+    let prepare: Call = |q, [x, out]| {
+        let x = View::contiguous(x, Dtype::F32, &[1, 1, 2, 2]).unwrap();
+        let out = View::contiguous(out, Dtype::F32, &[1, 1, 4, 4]).unwrap();
+        q.wgpu().prepare(&Resample::Up2, ResampleArgs { x, out }).map(drop)
+    };
+    let calls: [Call; 5] = [
+        |q, _| q.synchronize(),
+        |q, [_, out]| q.read(out, &mut [0; 64]),
+        |q, _| q.alloc(64).map(drop),
+        warm,
+        prepare,
+    ];
     for first in calls {
         if open(Features::empty(), |_| ()).is_none() {
             return;
         }
         lose(&Queue::new(Wgpu::new(0).unwrap()), first);
     }
+}
+
+/// Params that come by a buffer cannot be put into one of a lost device: the launch finds out by itself.
+#[test]
+fn loss_is_found_out_by_a_launch_with_a_uniform() {
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    lose(&Queue::new((Wgpu::from_device(device), queue)), |q, [x, out]| {
+        let x = View::contiguous(x, Dtype::F32, &[1, 1, 2, 2]).unwrap();
+        let out = View::contiguous(out, Dtype::F32, &[1, 1, 4, 4]).unwrap();
+        q.run(&Resample::Up2, ResampleArgs { x, out })
+    });
 }
 
 /// The host's callback is the host's.
@@ -254,6 +291,8 @@ fn more_memory_than_there_is_is_an_error() {
     let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
     let queue = Queue::new((Wgpu::from_device(device), queue));
     let error = queue.alloc(1 << 60).unwrap_err();
+    assert!(matches!(error, Error::Limit { .. } | Error::Driver { .. }), "{error}");
+    let error = queue.alloc(usize::MAX).unwrap_err();
     assert!(matches!(error, Error::Limit { .. } | Error::Driver { .. }), "{error}");
     let device = Device::Wgpu(queue);
     let x = Tensor::new(&device, Dtype::F32, &[1, 1, 2, 2]).unwrap();

@@ -33,15 +33,6 @@
 #include <stddef.h>
 #include <stdint.h>
 
-// The CPU.
-#define ADVECT_DEVICE_CPU 1
-
-// An adapter of wgpu: Vulkan, Metal or DirectX 12.
-#define ADVECT_DEVICE_WGPU 2
-
-// An NVIDIA GPU.
-#define ADVECT_DEVICE_CUDA 3
-
 // The version of the header, to compare with `advect_version()`, the version of the library.
 #define ADVECT_VERSION_MAJOR 0
 
@@ -56,6 +47,15 @@
 
 // `advect_features()`: built with wgpu.
 #define ADVECT_FEATURE_WGPU 2
+
+// The CPU.
+#define ADVECT_DEVICE_CPU 1
+
+// An adapter of wgpu: Vulkan, Metal or DirectX 12.
+#define ADVECT_DEVICE_WGPU 2
+
+// An NVIDIA GPU.
+#define ADVECT_DEVICE_CUDA 3
 
 // The identity.
 #define ADVECT_ACTIVATION_NONE 0
@@ -609,64 +609,6 @@ typedef struct advect_error {
 extern "C" {
 #endif // __cplusplus
 
-// Lists the devices that are here: the CPU, every adapter of wgpu, every NVIDIA GPU. With `infos` NULL their
-// number is put into `count`. Otherwise up to `*count` of them are described, and `count` becomes the number
-// described; `infos[0].struct_size` is the size, and the distance, of all of them.
-advect_status advect_device_list(struct advect_device_info *infos, size_t *count);
-
-// Opens a device by name: `cpu`, `wgpu:N`, `cuda:N`, or `auto` for the first of an NVIDIA GPU, a hardware
-// adapter of wgpu and the CPU. `options` may be NULL.
-advect_status advect_device_open(const char *name,
-                                 const struct advect_device_options *options,
-                                 struct advect_device **device);
-
-// A CUDA device over a context of the caller: a `CUcontext` of any kind, which outlives the device, its tensors and
-// the work launched with them. (`advect_device_open` uses the primary context, as the runtime API does.)
-advect_status advect_device_from_cuda_context(void *context,
-                                              struct advect_device **device);
-
-// The same CUDA device with its compiled kernels, launching into a stream of the caller: a `CUstream` or
-// `cudaStream_t` of the device's context (NULL is the default stream). Its ops do not synchronise
-// and do not allocate device memory, so that a stream that is being captured may be given, once the kernels
-// are compiled (`advect_<op>_warm`). The stream outlives the work launched into it; the device handle (this one
-// or another of the same device) outlives that work too. Tensors come from `advect_tensor_from_cuda`.
-advect_status advect_device_on_stream(const struct advect_device *device,
-                                      void *stream,
-                                      struct advect_device **on_stream);
-
-// Describes an open device.
-advect_status advect_device_describe(const struct advect_device *device, struct advect_device_info *info);
-
-// Waits for everything launched on the device, or on its stream where that is not the caller's. Ops on the
-// CPU are done when they return.
-advect_status advect_device_synchronize(const struct advect_device *device);
-
-// Destroys a device. Its tensors stay usable with other handles of the same device, and keep what they need
-// of it. NULL is allowed.
-advect_status advect_device_destroy(struct advect_device *device);
-
-// Takes over a tensor of another library, without a copy. On success its deleter is called once, when the
-// tensor is destroyed and nothing uses it any more; on failure it stays the caller's. `device` may be NULL for
-// memory of the host. Work on it by others must be done, or ordered before the stream that uses it.
-advect_status advect_tensor_from_dlpack(const struct advect_device *device,
-                                        struct DLManagedTensor *managed,
-                                        struct advect_tensor **tensor);
-
-// As `advect_tensor_from_dlpack`, for the struct with a version, of which any 1.x is taken. Memory that it
-// marks read-only is never written.
-advect_status advect_tensor_from_dlpack_versioned(const struct advect_device *device,
-                                                  struct DLManagedTensorVersioned *managed,
-                                                  struct advect_tensor **tensor);
-
-// Gives a view to another library, without a copy. The tensor's memory stays until the deleter is called,
-// also when the tensor is destroyed before. Work launched on it must be done (`advect_device_synchronize`) or
-// ordered before what the other library does. Read-only memory and wgpu buffers cannot be given this way.
-advect_status advect_view_to_dlpack(const struct advect_view *view, struct DLManagedTensor **managed);
-
-// As `advect_view_to_dlpack`, as the struct with a version, which says where memory is read-only.
-advect_status advect_view_to_dlpack_versioned(const struct advect_view *view,
-                                              struct DLManagedTensorVersioned **managed);
-
 // The version of the library: `major << 16 | minor << 8 | patch`.
 uint32_t advect_version(void);
 
@@ -708,13 +650,19 @@ advect_status advect_device_describe(const struct advect_device *device, struct 
 // CPU are done when they return.
 advect_status advect_device_synchronize(const struct advect_device *device);
 
-// Destroys a device. Its tensors stay usable with other handles of the same device, and keep what they need
-// of it. NULL is allowed.
+// Destroys a device. Its tensors stay, and keep what they need of it: memory of the host goes with every CPU
+// device, CUDA memory of the caller with every device of its context. Of memory that advect allocated on a GPU only
+// copies (upload, download) and DLPack remain, since every device opened there has memory of its own. NULL is
+// allowed.
 advect_status advect_device_destroy(struct advect_device *device);
 
 // Takes over a tensor of another library, without a copy. On success its deleter is called once, when the
-// tensor is destroyed and nothing uses it any more; on failure it stays the caller's. `device` may be NULL for
+// tensor is destroyed and no call uses it any more; on failure it stays the caller's. `device` may be NULL for
 // memory of the host. Work on it by others must be done, or ordered before the stream that uses it.
+//
+// On a CUDA device the deleter is called after a wait for all that was launched into the stream of `device`'s own.
+// Work with the tensor in a stream of the caller (`advect_device_on_stream`), or of a device that was opened apart
+// from `device`, is not waited for: it must be done before the tensor is destroyed.
 advect_status advect_tensor_from_dlpack(const struct advect_device *device,
                                         struct DLManagedTensor *managed,
                                         struct advect_tensor **tensor);
@@ -728,7 +676,14 @@ advect_status advect_tensor_from_dlpack_versioned(const struct advect_device *de
 // Gives a view to another library, without a copy. The tensor's memory stays until the deleter is called,
 // also when the tensor is destroyed before. Work launched on it must be done (`advect_device_synchronize`) or
 // ordered before what the other library does. Read-only memory and wgpu buffers cannot be given this way.
-advect_status advect_view_to_dlpack(const struct advect_view *view, struct DLManagedTensor **managed);
+//
+// The deleter waits for no work of others. CUDA memory of advect's own is freed in the order of advect's own
+// stream, which knows of no other, and may be given to somebody else at once: all that the other library
+// launched with the memory must be done before it calls the deleter. Libraries that free in the order of their
+// streams, such as PyTorch, call it while their work may be under way: wait for that (`torch.cuda.synchronize()`)
+// before the last of their tensors goes.
+advect_status advect_view_to_dlpack(const struct advect_view *view,
+                                    struct DLManagedTensor **managed);
 
 // As `advect_view_to_dlpack`, as the struct with a version, which says where memory is read-only.
 advect_status advect_view_to_dlpack_versioned(const struct advect_view *view,
@@ -905,227 +860,9 @@ advect_status advect_tensor_from_host(void *data,
                                       uint32_t flags,
                                       struct advect_tensor **tensor);
 
-// Memory of the caller on a CUDA device: `bytes` bytes from the `CUdeviceptr` on. It outlives the tensor and the
-// work launched with it; nothing else writes it unordered with that work. Otherwise as `advect_tensor_from_host`.
-advect_status advect_tensor_from_cuda(const struct advect_device *device,
-                                      uint64_t device_ptr,
-                                      uint64_t bytes,
-                                      advect_dtype dtype,
-                                      uint32_t rank,
-                                      const uint64_t *shape,
-                                      uint32_t flags,
-                                      struct advect_tensor **tensor);
-
-// Destroys a tensor: frees what advect allocated, calls the deleter of what DLPack gave, leaves the caller's
-// memory alone. Work under way still finds it. NULL is allowed.
-advect_status advect_tensor_destroy(struct advect_tensor *tensor);
-
-// The address of a tensor's memory (not of its first element, where it has an offset): a host pointer, or a
-// `CUdeviceptr` as a pointer. Valid while the tensor is. wgpu buffers have none.
-advect_status advect_tensor_data(const struct advect_tensor *tensor, void **data);
-
-// Overwrites all elements of a tensor with `bytes` bytes from `data`, in its dtype and row-major, after
-// everything launched before.
-advect_status advect_tensor_upload(const struct advect_tensor *tensor, const void *data, size_t bytes);
-
-// Waits for everything launched before and reads all elements of a tensor into `bytes` bytes at `data`.
-advect_status advect_tensor_download(const struct advect_tensor *tensor, void *data, size_t bytes);
-
-// As `advect_tensor_upload`, from `count` floats that are rounded to the tensor's dtype.
-advect_status advect_tensor_upload_f32(const struct advect_tensor *tensor, const float *values, size_t count);
-
-// As `advect_tensor_download`, into `count` floats.
-advect_status advect_tensor_download_f32(const struct advect_tensor *tensor, float *values, size_t count);
-
-// All of a tensor, as it was made.
-advect_status advect_tensor_view(struct advect_tensor *tensor, struct advect_view *view);
-
-// Axes in another order: `{0, 3, 1, 2}` shows an NHWC array as NCHW. `order` has as many entries as the view
-// has axes.
-advect_status advect_view_permute(struct advect_view *view, const uint32_t *order, size_t count);
-
-// The elements from `start` up to, not including, `end` of one axis.
-advect_status advect_view_slice(struct advect_view *view, uint32_t axis, uint64_t start, uint64_t end);
-
-// Splits one axis in two, `outer` times `size / outer`: heads out of channels.
-advect_status advect_view_split(struct advect_view *view, uint32_t axis, uint64_t outer);
-
-// The same elements under another shape, where they lie without gaps.
-advect_status advect_view_reshape(struct advect_view *view, uint32_t rank, const uint64_t *shape);
-
-// A batched matrix product with its epilogue.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_matmul(const struct advect_device *device, const struct advect_matmul_args *args);
-
-// What `advect_matmul` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_matmul_plan(const struct advect_device *device,
-                                 const struct advect_matmul_args *args,
-                                 struct advect_plan *plan);
-
-// Compiles what `advect_matmul` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_matmul_warm(const struct advect_device *device, const struct advect_matmul_args *args);
-
-// A 2-D convolution with its epilogue.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_conv(const struct advect_device *device, const struct advect_conv_args *args);
-
-// What `advect_conv` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_conv_plan(const struct advect_device *device,
-                               const struct advect_conv_args *args,
-                               struct advect_plan *plan);
-
-// Compiles what `advect_conv` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_conv_warm(const struct advect_device *device, const struct advect_conv_args *args);
-
-// Group, layer or root-mean-square normalisation with what follows it.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_norm(const struct advect_device *device, const struct advect_norm_args *args);
-
-// What `advect_norm` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_norm_plan(const struct advect_device *device,
-                               const struct advect_norm_args *args,
-                               struct advect_plan *plan);
-
-// Compiles what `advect_norm` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_norm_warm(const struct advect_device *device, const struct advect_norm_args *args);
-
-// Scaled dot-product attention.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_attention(const struct advect_device *device, const struct advect_attention_args *args);
-
-// What `advect_attention` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_attention_plan(const struct advect_device *device,
-                                    const struct advect_attention_args *args,
-                                    struct advect_plan *plan);
-
-// Compiles what `advect_attention` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_attention_warm(const struct advect_device *device,
-                                    const struct advect_attention_args *args);
-
-// Merges parts of attention.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_merge(const struct advect_device *device, const struct advect_merge_args *args);
-
-// What `advect_merge` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_merge_plan(const struct advect_device *device,
-                                const struct advect_merge_args *args,
-                                struct advect_plan *plan);
-
-// Compiles what `advect_merge` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_merge_warm(const struct advect_device *device, const struct advect_merge_args *args);
-
-// Linear attention.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_linear_attention(const struct advect_device *device,
-                                      const struct advect_linear_attention_args *args);
-
-// What `advect_linear_attention` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_linear_attention_plan(const struct advect_device *device,
-                                           const struct advect_linear_attention_args *args,
-                                           struct advect_plan *plan);
-
-// Compiles what `advect_linear_attention` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_linear_attention_warm(const struct advect_device *device,
-                                           const struct advect_linear_attention_args *args);
-
-// Nearest-neighbour doubling or 2 x 2 averaging.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_resample(const struct advect_device *device, const struct advect_resample_args *args);
-
-// What `advect_resample` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_resample_plan(const struct advect_device *device,
-                                   const struct advect_resample_args *args,
-                                   struct advect_plan *plan);
-
-// Compiles what `advect_resample` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_resample_warm(const struct advect_device *device,
-                                   const struct advect_resample_args *args);
-
-// A linear combination of buffers, with noise.
-//
-// On the CPU it is done when this returns; elsewhere it is launched. Nothing is written when an error is
-// returned.
-advect_status advect_step(const struct advect_device *device, const struct advect_step_args *args);
-
-// What `advect_step` would launch and cost, after the same checks. Launches nothing.
-advect_status advect_step_plan(const struct advect_device *device,
-                               const struct advect_step_args *args,
-                               struct advect_plan *plan);
-
-// Compiles what `advect_step` needs for such arguments, so that the call itself does not. Launches nothing.
-advect_status advect_step_warm(const struct advect_device *device, const struct advect_step_args *args);
-
-// A solver from its method, grid of times and guidance.
-advect_status advect_solver_new(const struct advect_solver_options *options, struct advect_solver **solver);
-
-// What memory the solver's answers need.
-advect_status advect_solver_describe(const struct advect_solver *solver, struct advect_solver_info *info);
-
-// The next question. Each assumes that all before it were answered; after `ADVECT_ASK_DONE` it stays
-// `ADVECT_ASK_DONE`.
-advect_status advect_solver_next(const struct advect_solver *solver, struct advect_ask *ask);
-
-// Answers `ADVECT_ASK_COMBINE` with one `advect_step`: `states` are the solver's states, `slopes` its slopes,
-// that of stage `s` and branch `k` being `slopes[s * branches + k]`. Both arrays are as long as
-// `advect_solver_describe` says, and all views of one shape, dtype and device.
-advect_status advect_solver_combine(const struct advect_solver *solver,
-                                    const struct advect_device *device,
-                                    const struct advect_ask *ask,
-                                    const struct advect_view *states,
-                                    size_t state_count,
-                                    const struct advect_view *slopes,
-                                    size_t slope_count);
-
-// Starts the solver again from its first time.
-advect_status advect_solver_reset(const struct advect_solver *solver);
-
-// Destroys a solver. NULL is allowed.
-advect_status advect_solver_destroy(struct advect_solver *solver);
-
-// The message of the last call that failed on the calling thread: `op: argument: wanted .., got ..`. Empty
-// when none has failed. Calls that succeed leave it. Valid until the next call that fails on this thread.
-const char *advect_last_error_message(void);
-
-// The last error of the calling thread, taken apart.
-advect_status advect_last_error(struct advect_error *error);
-
-// The name of a status: `"ADVECT_OK"`, `"ADVECT_ERROR_ARGUMENT"`, ..; never NULL.
-const char *advect_status_name(advect_status status);
-
-// New memory on a device, all zero, row-major. `shape` has `rank` entries; rank 0 is one element.
-advect_status advect_tensor_new(const struct advect_device *device,
-                                advect_dtype dtype,
-                                uint32_t rank,
-                                const uint64_t *shape,
-                                struct advect_tensor **tensor);
-
-// Memory of the caller on the host: `bytes` bytes from `data` on, read and written in place by every CPU
-// device. The shape is row-major and needs no more than `bytes`; views may reach all of them. The memory
-// outlives the tensor and all calls with it. `flags` is 0 or `ADVECT_READ_ONLY`.
-advect_status advect_tensor_from_host(void *data,
-                                      size_t bytes,
-                                      advect_dtype dtype,
-                                      uint32_t rank,
-                                      const uint64_t *shape,
-                                      uint32_t flags,
-                                      struct advect_tensor **tensor);
-
-// Memory of the caller on a CUDA device: `bytes` bytes from the `CUdeviceptr` on. It outlives the tensor and the
-// work launched with it; nothing else writes it unordered with that work. Otherwise as `advect_tensor_from_host`.
+// Memory of the caller on a CUDA device: `bytes` bytes from the `CUdeviceptr` on, memory of the device's context
+// and for devices of that context only. It outlives the tensor and the work launched with it; nothing else
+// writes it unordered with that work. Otherwise as `advect_tensor_from_host`.
 advect_status advect_tensor_from_cuda(const struct advect_device *device,
                                       uint64_t device_ptr,
                                       uint64_t bytes,

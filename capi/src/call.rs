@@ -163,7 +163,7 @@ impl<'c> Operands<'c> {
         let args: T::Args<Span, Span> = self.map::<T, _>(args, |tensor| match &tensor.place {
             Place::Host(host) => Ok(Span { ptr: host.ptr, bytes: host.bytes }),
             #[cfg(any(feature = "wgpu", feature = "cuda"))]
-            _ => Err(elsewhere("cpu")),
+            _ => Err(elsewhere("cpu", OTHER_DEVICE)),
         })?;
         match mode {
             Mode::Plan(out) => self.plan(op, &args, out, None),
@@ -189,7 +189,7 @@ impl<'c> Operands<'c> {
     ) -> Result<(), Failure> {
         let args = self.map::<T, &wgpu::Buffer>(args, |tensor| match &tensor.place {
             Place::Wgpu { buffer, owner } if owner.is(queue) => Ok(buffer),
-            _ => Err(elsewhere("wgpu")),
+            _ => Err(elsewhere("wgpu", OTHER_DEVICE)),
         })?;
         match mode {
             Mode::Plan(out) => self.plan(op, &args, out, Some(queue.wgpu().caps())),
@@ -209,20 +209,26 @@ impl<'c> Operands<'c> {
     ) -> Result<(), Failure> {
         use advect::target::cuda::DevicePtr;
         let args = self.map::<T, DevicePtr>(args, |tensor| match &tensor.place {
-            // Memory of advect's own is freed in the order of advect's own stream.
-            Place::Cuda { buffer, .. } if device.stream.is_none() => {
+            Place::Cuda { buffer, .. } => {
                 let buffer = buffer.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
                 if !buffer.is_of(cuda) {
-                    return Err(elsewhere("cuda"));
+                    return Err(elsewhere("cuda", OTHER_DEVICE));
+                }
+                // It is freed in the order of advect's own stream.
+                if device.stream.is_some() {
+                    return Err(elsewhere("cuda", "memory of advect's own, beside a stream of yours"));
                 }
                 // SAFETY: freed in stream order, after the work that uses it.
                 Ok(unsafe { buffer.ptr() })
             }
-            Place::CudaForeign { ptr, bytes, ordinal, .. } if *ordinal == device.index => {
+            Place::CudaForeign { ptr, bytes, ordinal, context, .. } if *ordinal == device.index => {
+                if *context != cuda.context().addr() {
+                    return Err(elsewhere("cuda", "memory of another context"));
+                }
                 // SAFETY: by the header's contract for memory of the caller.
                 Ok(unsafe { DevicePtr::new(*ptr, *bytes) })
             }
-            _ => Err(elsewhere("cuda")),
+            _ => Err(elsewhere("cuda", OTHER_DEVICE)),
         })?;
         match (mode, device.stream) {
             (Mode::Plan(out), _) => self.plan(op, &args, out, Some(cuda.caps())),
@@ -238,12 +244,15 @@ impl<'c> Operands<'c> {
 }
 
 #[cfg(any(feature = "wgpu", feature = "cuda"))]
-fn elsewhere(face: &str) -> advect::Error {
+const OTHER_DEVICE: &str = "memory of another device";
+
+#[cfg(any(feature = "wgpu", feature = "cuda"))]
+fn elsewhere(face: &str, got: &str) -> advect::Error {
     advect::Error::Argument {
         op: "device",
         arg: "memory",
         wanted: format!("memory that this device ({face}) reaches"),
-        got: "memory of another device".into(),
+        got: got.into(),
     }
 }
 

@@ -229,6 +229,12 @@ pub unsafe extern "C" fn advect_device_list(
         let filled = all.len().min(room);
         if filled > 0 {
             let size = c.get("infos", infos.cast::<usize>())?;
+            // Of every entry, before the first is written.
+            if !size.is_multiple_of(align_of::<advect_device_info>()) {
+                let wanted =
+                    format!("a struct_size that is a multiple of {}", align_of::<advect_device_info>());
+                return Err(Failure::argument(c.op(), "infos", wanted, format!("struct_size {size}")));
+            }
             for (i, info) in all.into_iter().take(filled).enumerate() {
                 let at = infos.wrapping_byte_add(i * size);
                 if i > 0 {
@@ -337,8 +343,10 @@ pub unsafe extern "C" fn advect_device_synchronize(device: *const advect_device)
     })
 }
 
-/// Destroys a device. Its tensors stay usable with other handles of the same device, and keep what they need
-/// of it. NULL is allowed.
+/// Destroys a device. Its tensors stay, and keep what they need of it: memory of the host goes with every CPU
+/// device, CUDA memory of the caller with every device of its context. Of memory that advect allocated on a GPU only
+/// copies (upload, download) and DLPack remain, since every device opened there has memory of its own. NULL is
+/// allowed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_device_destroy(device: *mut advect_device) -> advect_status {
     entry!("advect_device_destroy", |c| {

@@ -157,90 +157,68 @@ fn layout(c: &Caller, t: &DlTensor) -> Result<View<()>, Failure> {
     Ok(View::strided((), dtype, &shape, &strides, 0)?)
 }
 
+/// A tensor over what another library gives. `import` is called last: until then nothing here would give it back,
+/// whatever fails or panics.
 fn import(
     c: &Caller,
     device: *const advect_device,
     t: &DlTensor,
     read_only: bool,
-    import: Import,
-) -> Result<Tensor, (Failure, Import)> {
-    let parts = || {
-        let layout = layout(c, t)?;
-        let size = layout.dtype().size();
-        let bytes =
-            layout.extent().and_then(|e| e.end.checked_mul(size)).filter(|&b| b <= isize::MAX as usize);
-        let bytes =
-            bytes.ok_or_else(|| wrong(c, "fewer bytes than an address can hold", layout.describe()))?;
-        let bytes = if layout.is_empty() { 0 } else { bytes };
-        let address =
-            t.data.addr().checked_add(t.byte_offset as usize).filter(|a| a.checked_add(bytes).is_some());
-        let address = address.ok_or_else(|| wrong(c, "an address inside memory", format!("{:p}", t.data)))?;
-        if bytes > 0 && (t.data.is_null() || address % size != 0) {
-            let wanted = format!("data aligned to the {size} bytes of {}", layout.dtype());
-            return Err(wrong(c, &wanted, format!("{address:#x}")));
-        }
-        let device = if device.is_null() { None } else { Some(DEVICES.get(c.op(), "device", device)?) };
-        Ok((layout, bytes, address, device))
-    };
-    let (layout, bytes, address, device) = match parts() {
-        Ok(parts) => parts,
-        Err(failure) => return Err((failure, import)),
-    };
+    import: impl FnOnce() -> Import,
+) -> Result<Tensor, Failure> {
+    let layout = layout(c, t)?;
+    let size = layout.dtype().size();
+    let bytes = layout.extent().and_then(|e| e.end.checked_mul(size)).filter(|&b| b <= isize::MAX as usize);
+    let bytes = bytes.ok_or_else(|| wrong(c, "fewer bytes than an address can hold", layout.describe()))?;
+    let bytes = if layout.is_empty() { 0 } else { bytes };
+    let address =
+        t.data.addr().checked_add(t.byte_offset as usize).filter(|a| a.checked_add(bytes).is_some());
+    let address = address.ok_or_else(|| wrong(c, "an address inside memory", format!("{:p}", t.data)))?;
+    if bytes > 0 && (t.data.is_null() || address % size != 0) {
+        let wanted = format!("data aligned to the {size} bytes of {}", layout.dtype());
+        return Err(wrong(c, &wanted, format!("{address:#x}")));
+    }
+    let device = if device.is_null() { None } else { Some(DEVICES.get(c.op(), "device", device)?) };
     let host = device.as_ref().is_none_or(|d| matches!(d.inner, advect::Device::Cpu(_)));
     let place = match (t.device.kind, device) {
         (CPU | CUDA_HOST | CUDA_MANAGED, _) if host => {
             let start = t.data.cast::<u8>().wrapping_byte_add(t.byte_offset as usize);
-            Place::Host(Host::of_dlpack(start, bytes, import))
+            Place::Host(Host::of_dlpack(start, bytes, import()))
         }
         (CUDA | CUDA_MANAGED, Some(device)) => {
             if t.device.kind == CUDA && t.device.id != device.index as i32 {
                 let wanted = format!("memory of cuda:{}", device.index);
-                return Err((wrong(c, &wanted, format!("cuda:{}", t.device.id)), import));
+                return Err(wrong(c, &wanted, format!("cuda:{}", t.device.id)));
             }
-            if let Err(failure) = foreign_cuda(c.op(), &device, 0, 0, None) {
-                return Err((failure, import));
-            }
-            match foreign_cuda(c.op(), &device, address as u64, bytes as u64, Some(import)) {
-                Ok(place) => place,
-                Err(_) => unreachable!("the same call was answered above"),
-            }
+            foreign_cuda(c.op(), &device, address as u64, bytes as u64, || Some(import()))?
         }
         (kind, _) => {
             let got = format!("memory of DLPack device type {kind}");
-            return Err((
-                wrong(c, "memory that the device reaches (host memory if device is NULL)", got),
-                import,
-            ));
+            return Err(wrong(c, "memory that the device reaches (host memory if device is NULL)", got));
         }
     };
     Ok(Tensor { place, layout, read_only })
 }
 
 /// Makes a handle of an import, or leaves the import with the caller.
-fn adopt(
-    c: &Caller,
-    made: Result<Tensor, (Failure, Import)>,
-    out: *mut *mut advect_tensor,
-) -> Result<(), Failure> {
-    match made {
-        Ok(tensor) => match TENSORS.try_insert(c.op(), tensor) {
-            Ok(handle) => c.put("tensor", out, handle),
-            Err((failure, tensor)) => {
-                // All that a tensor over foreign memory holds is the import.
-                std::mem::forget(tensor);
-                Err(failure)
-            }
-        },
-        Err((failure, import)) => {
-            std::mem::forget(import);
+fn adopt(c: &Caller, tensor: Tensor, out: *mut *mut advect_tensor) -> Result<(), Failure> {
+    match TENSORS.try_insert(c.op(), tensor) {
+        Ok(handle) => c.put("tensor", out, handle),
+        Err((failure, tensor)) => {
+            // All that a tensor over foreign memory holds is the import, and on CUDA a clone of its device.
+            std::mem::forget(tensor);
             Err(failure)
         }
     }
 }
 
 /// Takes over a tensor of another library, without a copy. On success its deleter is called once, when the
-/// tensor is destroyed and nothing uses it any more; on failure it stays the caller's. `device` may be NULL for
+/// tensor is destroyed and no call uses it any more; on failure it stays the caller's. `device` may be NULL for
 /// memory of the host. Work on it by others must be done, or ordered before the stream that uses it.
+///
+/// On a CUDA device the deleter is called after a wait for all that was launched into the stream of `device`'s own.
+/// Work with the tensor in a stream of the caller (`advect_device_on_stream`), or of a device that was opened apart
+/// from `device`, is not waited for: it must be done before the tensor is destroyed.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_tensor_from_dlpack(
     device: *const advect_device,
@@ -250,7 +228,8 @@ pub unsafe extern "C" fn advect_tensor_from_dlpack(
     entry!("advect_tensor_from_dlpack", |c| {
         c.room("tensor", tensor)?;
         let given = c.get("managed", managed.cast::<Plain>().cast_const())?;
-        adopt(c, import(c, device, &given.tensor, false, Import::Plain(managed.cast())), tensor)
+        let made = import(c, device, &given.tensor, false, || Import::Plain(managed.cast()))?;
+        adopt(c, made, tensor)
     })
 }
 
@@ -272,7 +251,8 @@ pub unsafe extern "C" fn advect_tensor_from_dlpack_versioned(
         }
         let given = c.get("managed", managed.cast::<Versioned>().cast_const())?;
         let read_only = given.flags & READ_ONLY != 0;
-        adopt(c, import(c, device, &given.tensor, read_only, Import::Versioned(managed.cast())), tensor)
+        let made = import(c, device, &given.tensor, read_only, || Import::Versioned(managed.cast()))?;
+        adopt(c, made, tensor)
     })
 }
 
@@ -327,6 +307,11 @@ fn export<M>(
         }
         Ok(all)
     };
+    // Some libraries do not read byte_offset. Without elements there is no address.
+    let data = match layout.is_empty() {
+        true => std::ptr::null_mut(),
+        false => data.wrapping_byte_add(layout.offset() * size),
+    };
     let dl = DlTensor {
         data,
         device: DlDevice { kind: if cuda.is_some() { CUDA } else { CPU }, id: cuda.unwrap_or(0) as i32 },
@@ -334,7 +319,7 @@ fn export<M>(
         dtype: DlType { code, bits, lanes: 1 },
         shape: std::ptr::null_mut(),
         strides: std::ptr::null_mut(),
-        byte_offset: if layout.is_empty() { 0 } else { (layout.offset() * layout.dtype().size()) as u64 },
+        byte_offset: 0,
     };
     let (shape, strides) = (signed(layout.shape())?, signed(layout.strides())?);
     let managed = wrap(dl, tensor.read_only);
@@ -351,6 +336,12 @@ fn export<M>(
 /// Gives a view to another library, without a copy. The tensor's memory stays until the deleter is called,
 /// also when the tensor is destroyed before. Work launched on it must be done (`advect_device_synchronize`) or
 /// ordered before what the other library does. Read-only memory and wgpu buffers cannot be given this way.
+///
+/// The deleter waits for no work of others. CUDA memory of advect's own is freed in the order of advect's own
+/// stream, which knows of no other, and may be given to somebody else at once: all that the other library
+/// launched with the memory must be done before it calls the deleter. Libraries that free in the order of their
+/// streams, such as PyTorch, call it while their work may be under way: wait for that (`torch.cuda.synchronize()`)
+/// before the last of their tensors goes.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_view_to_dlpack(
     view: *const advect_view,

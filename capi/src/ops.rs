@@ -305,7 +305,7 @@ unsafe impl Extensible for advect_norm_args {
     const FIRST: usize = size_of::<Self>();
 }
 
-// SAFETY: twelve pointers or sizes and six of 4 bytes: no padding on machines of 64 bits, and none that is read on others.
+// SAFETY: fifteen pointers or sizes and eight of 4 bytes: no padding on machines of 64 bits, and none that is read on others.
 unsafe impl Extensible for advect_attention_args {
     const FIRST: usize = size_of::<Self>();
 }

@@ -135,9 +135,28 @@ pub(crate) enum Place {
         ptr: u64,
         bytes: u64,
         ordinal: u32,
+        /// The `CUcontext` that it is of, as a number.
+        context: usize,
         #[expect(dead_code, reason = "held to be dropped")]
-        import: Option<Import>,
+        lent: Option<Lent>,
     },
+}
+
+/// What DLPack gave on a CUDA device: given back when nothing that the device launched uses it any more.
+#[cfg(feature = "cuda")]
+pub(crate) struct Lent {
+    cuda: advect::target::cuda::Cuda,
+    #[expect(dead_code, reason = "held to be dropped")]
+    import: Import,
+}
+
+#[cfg(feature = "cuda")]
+impl Drop for Lent {
+    fn drop(&mut self) {
+        // The import is dropped after this, and its owner may free or reuse the memory at once. Where waiting fails
+        // the device has failed, and nothing runs on it any more.
+        let _ = self.cuda.synchronize();
+    }
 }
 
 /// What a tensor handle is of.
@@ -419,8 +438,9 @@ pub unsafe extern "C" fn advect_tensor_from_host(
     })
 }
 
-/// Memory of the caller on a CUDA device: `bytes` bytes from the `CUdeviceptr` on. It outlives the tensor and the
-/// work launched with it; nothing else writes it unordered with that work. Otherwise as `advect_tensor_from_host`.
+/// Memory of the caller on a CUDA device: `bytes` bytes from the `CUdeviceptr` on, memory of the device's context
+/// and for devices of that context only. It outlives the tensor and the work launched with it; nothing else
+/// writes it unordered with that work. Otherwise as `advect_tensor_from_host`.
 #[unsafe(no_mangle)]
 pub unsafe extern "C" fn advect_tensor_from_cuda(
     device: *const advect_device,
@@ -446,21 +466,26 @@ pub unsafe extern "C" fn advect_tensor_from_cuda(
             let got = format!("{bytes} from {device_ptr:#x} on");
             return Err(Failure::argument(c.op(), "bytes", "bytes before the end of the address space", got));
         }
-        let place = foreign_cuda(c.op(), &device, device_ptr, bytes, None)?;
+        let place = foreign_cuda(c.op(), &device, device_ptr, bytes, || None)?;
         add(c, tensor, Tensor { place, layout: view, read_only })
     })
 }
 
+/// CUDA memory of others. `import` is asked for what DLPack gave when nothing can fail any more.
 #[cfg(feature = "cuda")]
 pub(crate) fn foreign_cuda(
     op: &str,
     device: &Device,
     ptr: u64,
     bytes: u64,
-    import: Option<Import>,
+    import: impl FnOnce() -> Option<Import>,
 ) -> Result<Place, Failure> {
     match &device.inner {
-        advect::Device::Cuda(_) => Ok(Place::CudaForeign { ptr, bytes, ordinal: device.index, import }),
+        advect::Device::Cuda(cuda) => {
+            let (ordinal, context) = (device.index, cuda.context().addr());
+            let lent = import().map(|import| Lent { cuda: cuda.clone(), import });
+            Ok(Place::CudaForeign { ptr, bytes, ordinal, context, lent })
+        }
         other => Err(Failure::argument(op, "device", "a CUDA device", other.name())),
     }
 }
@@ -471,7 +496,7 @@ pub(crate) fn foreign_cuda(
     device: &Device,
     _: u64,
     _: u64,
-    _: Option<Import>,
+    _: impl FnOnce() -> Option<Import>,
 ) -> Result<Place, Failure> {
     Err(Failure::argument(op, "device", "a CUDA device", device.inner.name()))
 }

@@ -361,6 +361,13 @@ fn lists() {
         let mut none = 0;
         ok(advect_device_list(all.as_mut_ptr(), &raw mut none));
         assert_eq!(none, 0);
+        // Of entries that cannot all be aligned none is written.
+        all[0].struct_size += 4;
+        all[0].kind = 98;
+        let (no, mut room) = (ADVECT_ERROR_ARGUMENT, count);
+        refused(advect_device_list(all.as_mut_ptr(), &raw mut room), no, "`infos`: wanted a struct_size");
+        assert_eq!((room, all[0].kind), (count, 98));
+        (all[0].struct_size, all[0].kind) = (size_of::<advect_device_info>(), ADVECT_DEVICE_CPU);
         // Entries of a later header lie further apart; those after the first need no size.
         #[repr(C)]
         #[derive(Clone, Copy)]

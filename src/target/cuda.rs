@@ -118,6 +118,17 @@ struct Shared {
     compiler: Compiler,
 }
 
+impl Drop for Shared {
+    fn drop(&mut self) {
+        if let Ok(_current) = Current::set(&self.context) {
+            // The kernels go after this, and their modules with them: nothing may be running them. That waiting fails
+            // has no one to be told to.
+            // SAFETY: the stream is alive.
+            let _ = unsafe { result::stream::synchronize(self.stream.cu_stream()) };
+        }
+    }
+}
+
 impl std::fmt::Debug for Cuda {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.debug_tuple("Cuda").field(&self.0.caps.name).finish()
@@ -255,6 +266,11 @@ impl Cuda {
     /// The number of the device.
     pub fn ordinal(&self) -> usize {
         self.0.ordinal
+    }
+
+    /// The context that it works in, a `CUcontext`: the device's primary one after [`Cuda::new`].
+    pub fn context(&self) -> *mut c_void {
+        self.0.context.raw.cast()
     }
 
     /// What the device can do.

@@ -192,11 +192,14 @@ impl Wgpu {
 
     /// Fails when the device is known to be lost.
     fn alive(&self, call: &'static str) -> Result<()> {
-        if !self.0.lost.load(Ordering::Relaxed) {
-            return Ok(());
-        }
+        if self.0.lost.load(Ordering::Relaxed) { Err(self.lost(call)) } else { Ok(()) }
+    }
+
+    /// Notes that the device is lost, and says so.
+    fn lost(&self, call: &'static str) -> Error {
+        self.0.lost.store(true, Ordering::Relaxed);
         let message = "the device is lost; open it anew".into();
-        Err(Error::Driver { target: self.0.caps.name.clone(), call, message })
+        Error::Driver { target: self.0.caps.name.clone(), call, message }
     }
 
     /// Finds out whether the device is lost: a buffer made on a lost one has no memory to show.
@@ -211,14 +214,25 @@ impl Wgpu {
         };
         let probe = self.caught(make).map_err(|error| self.refused(call, &error))?;
         if probe.get_mapped_range(..).is_err() {
-            self.0.lost.store(true, Ordering::Relaxed);
+            return Err(self.lost(call));
         }
         self.alive(call)
     }
 
     /// Does what makes objects on the device, and gives the error that it raised: without a scope of its own wgpu
-    /// panics at what nobody else catches.
-    fn caught<R>(&self, make: impl FnOnce() -> R) -> Result<R, wgpu::Error> {
+    /// panics at what nobody else catches. Hosts need it for what they make beside the launches: encoders, passes.
+    ///
+    /// # Errors
+    /// The first that the device raised on this thread, of any kind.
+    pub fn caught<R>(&self, make: impl FnOnce() -> R) -> Result<R, wgpu::Error> {
+        let (made, error) = self.scoped(make);
+        let Some(error) = error else { return Ok(made) };
+        // A pass over an encoder that is none may raise another when it goes.
+        self.scoped(|| drop(made));
+        Err(error)
+    }
+
+    fn scoped<R>(&self, make: impl FnOnce() -> R) -> (R, Option<wgpu::Error>) {
         use wgpu::ErrorFilter::{Internal, OutOfMemory, Validation};
         let scopes = [Validation, OutOfMemory, Internal].map(|filter| self.0.device.push_error_scope(filter));
         let made = make();
@@ -227,7 +241,7 @@ impl Wgpu {
         for scope in scopes.into_iter().rev() {
             caught = pollster::block_on(scope.pop()).or(caught);
         }
-        caught.map_or(Ok(made), Err)
+        (made, caught)
     }
 
     /// As an error of the driver's.
@@ -255,8 +269,20 @@ impl Wgpu {
     /// the host likes, allocates nothing and cannot fail.
     ///
     /// # Errors
-    /// As [`Within::run`].
+    /// As [`Within::run`]. A lost device is always found out.
     pub fn prepare<'b, T: Op>(
+        &self,
+        op: &T,
+        args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
+    ) -> Result<Prepared> {
+        let prepared = self.prepared(op, args)?;
+        // On a lost device what was made is made of nothing, and recording it would do nothing, in silence.
+        self.probe("prepare")?;
+        Ok(prepared)
+    }
+
+    /// As [`Wgpu::prepare`], for a launch that is recorded at once: asking the device whether it is lost costs a buffer.
+    fn prepared<'b, T: Op>(
         &self,
         op: &T,
         args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
@@ -360,14 +386,14 @@ impl Within<'_, '_> {
     /// along the batch.
     ///
     /// # Errors
-    /// [`Error::Argument`], [`Error::Limit`], [`Error::Unsupported`] or [`Error::Compile`]; nothing is
-    /// then recorded.
+    /// [`Error::Argument`], [`Error::Limit`], [`Error::Unsupported`], [`Error::Compile`], or [`Error::Driver`] when
+    /// the device is known to be lost, memory is short or a buffer is refused; nothing is then recorded.
     pub fn run<'b, T: Op>(
         &mut self,
         op: &T,
         args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>,
     ) -> Result<()> {
-        self.wgpu.prepare(op, args)?.record(self.pass);
+        self.wgpu.prepared(op, args)?.record(self.pass);
         Ok(())
     }
 }
@@ -505,9 +531,10 @@ impl Wgpu {
             })
         };
         let buffer = self.caught(make).map_err(|error| self.refused("create_buffer", &error))?;
-        if let Ok(mut mapped) = buffer.get_mapped_range_mut(..) {
-            mapped.copy_from_slice(bytes);
-        }
+        // As in `probe`: without its params the launch must not be recorded.
+        let mut mapped = buffer.get_mapped_range_mut(..).map_err(|_| self.lost("create_buffer"))?;
+        mapped.copy_from_slice(bytes);
+        drop(mapped);
         buffer.unmap();
         Ok(buffer)
     }

@@ -57,17 +57,28 @@ impl Shared {
         let out = View::strided(&out.buffer, element, shape, strides.strides(), at)?;
         let args = K::checked(views, out)?;
 
-        let mut encoder = self.wgpu.device().create_command_encoder(&Default::default());
-        let mut pass = encoder.begin_compute_pass(&Default::default());
+        // Of the two the pass is dropped first, also on the way out of an error: it is over before its encoder is.
+        let (encoder, mut pass) = self.caught::<K, _>("begin_compute_pass", || {
+            let mut encoder = self.wgpu.device().create_command_encoder(&Default::default());
+            let pass = encoder.begin_compute_pass(&Default::default()).forget_lifetime();
+            (encoder, pass)
+        })?;
         self.wgpu.within(&mut pass).run(&op, args)?;
-        drop(pass);
         // What burn has recorded so far comes before, what it records from now on comes after. `resource` has
         // submitted the work on the streams that made the operands; this does for the caller's.
         let failed = |e: ServerError| runtime::<K>("flush", &e);
         first.client.flush().map_err(failed)?;
-        self.queue.submit([encoder.finish()]);
+        self.caught::<K, _>("submit", || {
+            drop(pass);
+            self.queue.submit([encoder.finish()]);
+        })?;
         let (client, device, dtype) = (first.client.clone(), first.device.clone(), first.dtype);
         Ok(CubeTensor::new_contiguous(client, device, Shape::from(shape.to_vec()), handle, dtype))
+    }
+
+    /// Does what may raise an error on the device, such as a lack of memory, at which wgpu would panic.
+    fn caught<K: Kernel, R>(&self, call: &'static str, work: impl FnOnce() -> R) -> Result<R> {
+        self.wgpu.caught(work).map_err(|e| runtime::<K>(call, &e))
     }
 
     /// The tensor, if it lives on this device as rows of plain numbers.
@@ -89,7 +100,7 @@ fn resource<K: Kernel>(tensor: &CubeTensor, handle: &Handle) -> Result<WgpuResou
     Ok(found.map_err(|e| runtime::<K>("get_resource", &e))?.resource().clone())
 }
 
-fn runtime<K: Kernel>(call: &'static str, error: &ServerError) -> Error {
+fn runtime<K: Kernel>(call: &'static str, error: &impl ToString) -> Error {
     Error::Runtime { op: K::NAME, call, message: error.to_string() }
 }
 

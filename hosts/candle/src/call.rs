@@ -15,7 +15,7 @@ pub(crate) trait Kernel: Op {
     fn shape(&self, operands: &[Option<&Layout>]) -> Result<Shape>;
 }
 
-/// Runs an op on tensors. candle's custom ops have one to three arguments and advect's up to ten: one goes
+/// Runs an op on tensors. candle's custom ops have one to three arguments and advect's up to fourteen: one goes
 /// through candle, which dispatches on its device, the others ride along.
 pub(crate) fn apply<K: Kernel>(op: K, operands: &[Option<&Tensor>]) -> Result<Tensor> {
     let call = Call::new(op, operands)?;

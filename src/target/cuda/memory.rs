@@ -147,9 +147,10 @@ impl Cuda {
     /// Overwrites a buffer from its start, after everything launched by [`Cuda::run`] so far.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the bytes do not fit.
+    /// [`Error::Argument`] when the bytes do not fit or the buffer is another device's; [`Error::Driver`] when a
+    /// kernel failed.
     pub fn write(&self, buffer: &mut Buffer, bytes: &[u8]) -> Result<()> {
-        fits("write", buffer, bytes.len())?;
+        self.reaches("write", buffer, bytes.len())?;
         if bytes.is_empty() {
             return Ok(());
         }
@@ -163,9 +164,10 @@ impl Cuda {
     /// Waits for everything launched by [`Cuda::run`] and reads a buffer from its start.
     ///
     /// # Errors
-    /// [`Error::Argument`] when more is asked for than there is; [`Error::Driver`] when a kernel failed.
+    /// [`Error::Argument`] when more is asked for than there is or the buffer is another device's; [`Error::Driver`]
+    /// when a kernel failed.
     pub fn read(&self, buffer: &Buffer, bytes: &mut [u8]) -> Result<()> {
-        fits("read", buffer, bytes.len())?;
+        self.reaches("read", buffer, bytes.len())?;
         if bytes.is_empty() {
             return self.synchronize();
         }
@@ -176,11 +178,16 @@ impl Cuda {
             .map_err(|e| self.failed("cuMemcpyDtoHAsync", e))?;
         self.synchronize()
     }
-}
 
-fn fits(call: &'static str, buffer: &Buffer, bytes: usize) -> Result<()> {
-    if bytes <= buffer.byte_len() {
-        return Ok(());
+    /// The buffer is this device's, in the order of its stream, and has so many bytes.
+    fn reaches(&self, call: &'static str, buffer: &Buffer, bytes: usize) -> Result<()> {
+        if !buffer.is_of(self) {
+            let wanted = format!("memory of this device ({})", self.caps().name);
+            return Err(Error::argument(call, "buffer", wanted, "memory of another device"));
+        }
+        if bytes <= buffer.byte_len() {
+            return Ok(());
+        }
+        Err(Error::argument(call, "bytes", format!("at most {} bytes", buffer.byte_len()), bytes))
     }
-    Err(Error::argument(call, "bytes", format!("at most {} bytes", buffer.byte_len()), bytes))
 }

@@ -3,6 +3,7 @@
 use super::Wgpu;
 use crate::error::{Error, Result};
 use crate::op::Op;
+use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 /// A [`Wgpu`] with its queue and the pass that is being recorded. Cheap to clone; clones share the pass.
@@ -55,18 +56,27 @@ impl Queue {
     /// As [`super::Within::run`].
     pub fn run<'b, T: Op>(&self, op: &T, args: T::Args<&'b wgpu::Buffer, &'b wgpu::Buffer>) -> Result<()> {
         let mut open = self.open();
-        let (pass, _) = open.recording.get_or_insert_with(|| {
-            let mut encoder =
-                self.wgpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
-            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
-            (pass, encoder)
-        });
+        let recording = match open.recording.take() {
+            Some(recording) => recording,
+            None => self.begin()?,
+        };
+        let (pass, _) = open.recording.insert(recording);
         self.wgpu.within(pass).run(op, args)?;
         open.launches += 1;
         if open.launches >= LAUNCHES_PER_SUBMIT {
             self.submit(&mut open)?;
         }
         Ok(())
+    }
+
+    fn begin(&self) -> Result<(wgpu::ComputePass<'static>, wgpu::CommandEncoder)> {
+        let begun = self.wgpu.caught(|| {
+            let mut encoder =
+                self.wgpu.device().create_command_encoder(&wgpu::CommandEncoderDescriptor::default());
+            let pass = encoder.begin_compute_pass(&wgpu::ComputePassDescriptor::default()).forget_lifetime();
+            (pass, encoder)
+        });
+        begun.map_err(|error| self.failed("begin_compute_pass", error))
     }
 
     fn submit(&self, open: &mut Open) -> Result<()> {
@@ -89,7 +99,9 @@ impl Queue {
     }
 
     fn wait(&self) -> Result<()> {
-        let polled = self.wgpu.device().poll(wgpu::PollType::wait_indefinitely());
+        let poll = || self.wgpu.device().poll(wgpu::PollType::wait_indefinitely());
+        // wgpu panics where the driver says that the device is lost, and has no other way to tell.
+        let polled = catch_unwind(AssertUnwindSafe(poll)).map_err(|_| self.wgpu.lost("poll"))?;
         polled.map_err(|e| self.failed("poll", e))?;
         self.wgpu.probe("poll")
     }
@@ -111,7 +123,8 @@ impl Queue {
     /// [`Error::Limit`] when it is larger than the device allows; [`Error::Driver`] when memory is short.
     pub fn alloc(&self, bytes: usize) -> Result<wgpu::Buffer> {
         let device = self.wgpu.device();
-        let (limit, size) = (device.limits().max_buffer_size, (bytes as u64).next_multiple_of(4).max(4));
+        let limit = device.limits().max_buffer_size;
+        let size = (bytes as u64).max(4).checked_next_multiple_of(4).unwrap_or(u64::MAX);
         if size > limit {
             return Err(Error::Limit {
                 op: "alloc",
@@ -130,19 +143,26 @@ impl Queue {
         )
     }
 
-    /// Overwrites a buffer from its start, after everything recorded so far.
+    /// Overwrites a buffer from its start, after everything recorded so far. wgpu writes words of 4 bytes: a last one
+    /// that is not whole must be the last of the buffer, and is filled up with zeros.
     ///
     /// # Errors
-    /// [`Error::Argument`] when the bytes do not fit; [`Error::Driver`] when the device is lost, or memory is short.
+    /// [`Error::Argument`] when the bytes do not fit, or end inside a word that is not the last; [`Error::Driver`]
+    /// when the device is lost, or memory is short.
     pub fn write(&self, buffer: &wgpu::Buffer, bytes: &[u8]) -> Result<()> {
         if bytes.len() as u64 > buffer.size() {
             let wanted = format!("at most {} bytes", buffer.size());
             return Err(Error::argument("write", "bytes", wanted, bytes.len()));
         }
+        let whole = bytes.len() / 4 * 4;
+        if whole < bytes.len() && whole as u64 + 4 < buffer.size() {
+            let wanted =
+                format!("a multiple of 4 bytes, or more than {} of {}", buffer.size() - 4, buffer.size());
+            return Err(Error::argument("write", "bytes", wanted, bytes.len()));
+        }
         self.wgpu.alive("write_buffer")?;
         // A queue write happens before the next submission: launches recorded earlier go first.
         self.submit(&mut self.open())?;
-        let whole = bytes.len() / 4 * 4;
         let written = self.wgpu.caught(|| {
             self.queue.write_buffer(buffer, 0, &bytes[..whole]);
             if whole < bytes.len() {
