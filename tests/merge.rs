@@ -72,7 +72,8 @@ fn parts_of_the_keys_merge_to_all_of_them() {
 /// Any number of parts costs time and no memory: one of them, repeated.
 #[test]
 fn parts_may_be_repeated() {
-    const PARTS: usize = 70_000;
+    // lavapipe ends a loop after 65536 turns, those of loops before counted.
+    const PARTS: usize = 30_000;
     for device in verify::devices().unwrap() {
         let tensor = |shape: &[usize], value| Tensor::from_f32(&device, Dtype::F32, shape, &[value]).unwrap();
         let (part, part_lse) = (tensor(&[1; 5], 2.0), tensor(&[1; 4], 0.5));
