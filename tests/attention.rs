@@ -411,16 +411,18 @@ fn large_scores_are_compared_as_they_are_rounded() {
     }
 }
 
-/// Products with a scale of 0 are 0, however large.
+/// With a scale of 0 every score is 0, however large the products, and if there are none.
 #[test]
 fn a_scale_of_zero_weighs_all_keys_alike() {
     for device in verify::devices().unwrap() {
         let tensor =
             |shape: &[usize], values: &[f32]| Tensor::from_f32(&device, Dtype::F32, shape, values).unwrap();
-        let (q, k) = (tensor(&[1, 1, 2, 1], &[1e19; 2]), tensor(&[1, 1, 2, 1], &[1e19, -1e19]));
-        let (v, mut out) = (tensor(&[1, 1, 2, 1], &[1.0, 4.0]), tensor(&[1, 1, 2, 1], &[9.0; 2]));
-        let args = AttentionArgs::new(q.view(), k.view(), v.view(), out.view_mut());
-        device.run(&Attention::scaled(0.0), args).unwrap();
-        assert_eq!(out.to_f32(&device).unwrap(), [2.5; 2], "{}", device.name());
+        let (q, v) = (tensor(&[1, 1, 2, 1], &[1e19; 2]), tensor(&[1, 1, 2, 1], &[1.0, 4.0]));
+        for keys in [[1e19, -1e19], [f32::NAN, f32::NEG_INFINITY]] {
+            let (k, mut out) = (tensor(&[1, 1, 2, 1], &keys), tensor(&[1, 1, 2, 1], &[9.0; 2]));
+            let args = AttentionArgs::new(q.view(), k.view(), v.view(), out.view_mut());
+            device.run(&Attention::scaled(0.0), args).unwrap();
+            assert_eq!(out.to_f32(&device).unwrap(), [2.5; 2], "{}", device.name());
+        }
     }
 }

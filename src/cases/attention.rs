@@ -28,7 +28,7 @@ fn scores(op: &Attention) -> String {
 
 /// How the operands lie.
 #[derive(Debug, Clone, Copy, PartialEq)]
-enum Lay {
+pub(super) enum Lay {
     /// Row-major `[b, h, n, d]`.
     Heads,
     /// Row-major `[b, n, h, d]`: channels-last images, projections of their own.
@@ -50,7 +50,7 @@ enum Lay {
 }
 
 impl Lay {
-    const ALL: [(&'static str, Self); 9] = [
+    pub(super) const ALL: [(&'static str, Self); 9] = [
         ("heads", Self::Heads),
         ("tokens", Self::Tokens),
         ("channels", Self::Channels),
@@ -62,8 +62,17 @@ impl Lay {
         ("shared-keys", Self::SharedKeys),
     ];
 
+    /// The same for an operand of its own sizes, which is no part of one projection.
+    pub(super) fn apart(self) -> Self {
+        match self {
+            Self::Packed => Self::Tokens,
+            Self::PackedChannels => Self::Channels,
+            other => other,
+        }
+    }
+
     /// One operand: 0, 1, 2 for Q, K, V and 3 for the result.
-    fn view<M>(self, operand: usize, dtype: Dtype, shape: [usize; 4], memory: M) -> View<M> {
+    pub(super) fn view<M>(self, operand: usize, dtype: Dtype, shape: [usize; 4], memory: M) -> View<M> {
         let [_, h, n, d] = shape;
         let (strides, offset) = match self {
             Self::Packed if operand < 3 => ([n * 3 * h * d, d, 3 * h * d, 1], operand * h * d),

@@ -1,69 +1,16 @@
 //! Cases of linear attention: what models make of it, each option alone, token counts around every chunk, heads of all
 //! kinds, states in and out, decays that erase the state and decays that leave it alone.
 
+use super::attention::Lay;
 use crate::dtype::Dtype;
 use crate::ops::{FeatureMap, LinearAttention, LinearAttentionArgs};
 use crate::reference::{self, Dense, Expected};
 use crate::verify::{Case, Fill, Layout, Verified, view};
-use crate::view::View;
 use rand::RngExt;
 use rand_chacha::ChaCha8Rng;
 
 /// Batch, heads, queries, elements of a head of Q and K, and of V.
 type Sizes = [usize; 5];
-
-/// How Q, K, V and the result lie.
-#[derive(Debug, Clone, Copy, PartialEq)]
-enum Lay {
-    /// Row-major `[b, h, n, d]`.
-    Heads,
-    /// Row-major `[b, n, h, d]`.
-    Tokens,
-    /// Row-major `[b, h, d, n]`: the channels of an NCHW image.
-    Channels,
-    /// Q, K and V of one projection `[b, n, 3, h, d]`, the result `[b, n, h, d]`.
-    Packed,
-    /// Unused elements between the rows of every axis.
-    Gaps,
-    /// Row-major, each row padded to a multiple of 8 elements.
-    Pitched,
-    /// Each operand in another order, with gaps.
-    Mixed,
-}
-
-impl Lay {
-    const ALL: [(&'static str, Self); 7] = [
-        ("heads", Self::Heads),
-        ("tokens", Self::Tokens),
-        ("channels", Self::Channels),
-        ("packed", Self::Packed),
-        ("gaps", Self::Gaps),
-        ("pitched", Self::Pitched),
-        ("mixed", Self::Mixed),
-    ];
-
-    /// One operand: 0, 1, 2 for Q, K, V and 3 for the result.
-    fn view<M>(self, operand: usize, dtype: Dtype, shape: [usize; 4], memory: M) -> View<M> {
-        let [_, h, n, d] = shape;
-        let order = |axes: [usize; 4]| Layout::Order(axes.to_vec());
-        let layout = match self {
-            Self::Packed if operand < 3 => {
-                let strides = [n * 3 * h * d, d, 3 * h * d, 1];
-                return View::strided(memory, dtype, &shape, &strides, operand * h * d)
-                    .expect("four sizes, four strides");
-            }
-            Self::Heads => Layout::Contiguous,
-            Self::Tokens | Self::Packed => order([0, 2, 1, 3]),
-            Self::Channels => order([0, 1, 3, 2]),
-            Self::Gaps => Layout::Gaps(vec![0, 2, 1, 3]),
-            Self::Pitched => Layout::Pitched(vec![0, 1, 2, 3]),
-            Self::Mixed => {
-                Layout::Gaps([[3, 2, 1, 0], [2, 1, 0, 3], [3, 0, 1, 2], [2, 3, 0, 1]][operand].to_vec())
-            }
-        };
-        view(dtype, &shape, &layout, memory)
-    }
-}
 
 /// What a case has besides the necessary.
 #[derive(Debug, Clone)]
@@ -111,7 +58,7 @@ impl Extra {
         let nk = args.k.shape()[2];
         let columns = dv + usize::from(case.op.normalize.is_some());
         let gate = |single: bool| if single { Dtype::F32 } else { dtype };
-        let lay = if lay == Lay::Packed { Lay::Tokens } else { lay };
+        let lay = lay.apart();
         let name = match self {
             Self::Heads([q, k, v]) => {
                 args.q = lay.view(0, dtype, [b, *q, n, d], args.q.memory().clone());
@@ -202,7 +149,7 @@ fn case(
     }
     name += &format!(" layout={layout}");
     // Heads of V of another size have a projection of their own.
-    let of_v = if lay == Lay::Packed && d != dv { Lay::Tokens } else { lay };
+    let of_v = if d == dv { lay } else { lay.apart() };
     let args = LinearAttentionArgs::new(
         lay.view(0, dtype, [b, h, n, d], normal()),
         lay.view(1, dtype, [b, h, n, d], normal()),

@@ -25,8 +25,8 @@
 mod few;
 
 use super::simd::{Kernel, Simd};
-use super::strided::{In, Out, by_dtype};
-use crate::dtype::{Dtype, Float};
+use super::strided::{Either, In, Out, by_dtype};
+use crate::dtype::Float;
 use crate::ops::attention::{Attention, AttentionArgs, AttentionParams, SPLIT_KEYS};
 use crate::target::cpu::Cpu;
 use crate::view::View;
@@ -61,10 +61,7 @@ fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8],
         return;
     }
     let parts = nq.div_ceil(QUERIES);
-    let bias = bias.map(|bias| match bias.dtype() {
-        Dtype::F32 => Bias::F32(In::new(&bias)),
-        _ => Bias::Same(In::new(&bias)),
-    });
+    let bias = bias.as_ref().map(Either::new);
     let (packed_q, packed_k) = (args.cu_seqlens_q.is_some(), args.cu_seqlens_k.is_some());
     let mut call = Call {
         q: In::<T>::new(&q),
@@ -114,7 +111,7 @@ struct Call<'a, T> {
     q: In<'a, T>,
     k: In<'a, T>,
     v: In<'a, T>,
-    bias: Option<Bias<'a, T>>,
+    bias: Option<Either<'a, T>>,
     mask: Option<In<'a, u8>>,
     table: Option<In<'a, i32>>,
     slopes: Option<In<'a, f32>>,
@@ -271,13 +268,6 @@ impl<'a, T: Float> Call<'a, T> {
             place,
         }
     }
-}
-
-/// A bias in either of its dtypes.
-#[derive(Clone, Copy)]
-enum Bias<'a, T> {
-    F32(In<'a, f32>),
-    Same(In<'a, T>),
 }
 
 /// Some tasks, run one after the other.
@@ -520,7 +510,7 @@ unsafe fn nothing<T: Float>(call: &Call<T>, b: usize, h: usize, queries: Range<u
 /// What is added to the scores of one head, in units of log2(e).
 struct Adding<'a, 'b, T> {
     /// With its start in the bias.
-    bias: Option<(Bias<'b, T>, usize)>,
+    bias: Option<(Either<'b, T>, usize)>,
     mask: Option<In<'b, u8>>,
     slope: Option<f32>,
     p: &'a AttentionParams,
@@ -585,10 +575,10 @@ impl<T: Float> Adding<'_, '_, T> {
             let stride = p.bias_k as usize;
             let at = |start: usize| start + query * p.bias_q as usize + keys.start * stride;
             match self.bias {
-                Some((Bias::F32(bias), start)) => {
+                Some((Either::F32(bias), start)) => {
                     line::<S, f32>(bias.at(at(start)), stride, keys.len(), LOG2_E, row.as_mut_ptr());
                 }
-                Some((Bias::Same(bias), start)) => {
+                Some((Either::Same(bias), start)) => {
                     line::<S, T>(bias.at(at(start)), stride, keys.len(), LOG2_E, row.as_mut_ptr());
                 }
                 None => row.fill(0.0),

@@ -7,12 +7,11 @@
 //! Yang et al. 2024, arXiv:2406.06484).
 
 use super::simd::{Kernel, Simd};
-use super::strided::{In, Out, by_dtype};
-use crate::dtype::{Dtype, Float};
+use super::strided::{Either, In, Out, by_dtype};
+use crate::dtype::Float;
 use crate::ops::LinearAttention;
 use crate::ops::linear_attention::{FeatureMap, LinearAttentionArgs, LinearAttentionParams};
 use crate::target::cpu::Cpu;
-use crate::view::View;
 
 /// Tokens of a chunk: its queries, keys and decays stay in the first or second cache.
 const CHUNK: usize = 32;
@@ -41,7 +40,7 @@ fn typed<T: Float>(
         return;
     }
     let (q, k, v, out) = (In::<T>::new(&q), In::<T>::new(&k), In::<T>::new(&v), Out::<T>::new(&mut out));
-    let (log_decay, beta) = (log_decay.as_ref().map(Gate::new), beta.as_ref().map(Gate::new));
+    let (log_decay, beta) = (log_decay.as_ref().map(Either::new), beta.as_ref().map(Either::new));
     let initial_state = initial_state.as_ref().map(In::<f32>::new);
     let final_state = final_state.as_mut().map(Out::<f32>::new);
     // Columns are spread evenly.
@@ -75,42 +74,6 @@ fn typed<T: Float>(
     });
 }
 
-/// Decays or betas, in f32 or the dtype of the others.
-#[derive(Clone, Copy)]
-enum Gate<'a, T> {
-    Single(In<'a, f32>),
-    Same(In<'a, T>),
-}
-
-impl<'a, T: Float> Gate<'a, T> {
-    fn new(view: &View<&'a [u8]>) -> Self {
-        match view.dtype() {
-            Dtype::F32 => Self::Single(In::new(view)),
-            _ => Self::Same(In::new(view)),
-        }
-    }
-
-    fn after(self, index: usize) -> Self {
-        match self {
-            Self::Single(gate) => Self::Single(gate.after(index)),
-            Self::Same(gate) => Self::Same(gate.after(index)),
-        }
-    }
-
-    /// # Safety
-    /// `index` is inside the view's extent.
-    #[inline(always)]
-    unsafe fn at(self, index: usize) -> f32 {
-        // SAFETY: the caller's contract.
-        unsafe {
-            match self {
-                Self::Single(gate) => *gate.at(index),
-                Self::Same(gate) => (*gate.at(index)).to_f32(),
-            }
-        }
-    }
-}
-
 /// One head, and the columns `first..first + width` of its state.
 struct Head<'a, T> {
     op: LinearAttention,
@@ -118,8 +81,8 @@ struct Head<'a, T> {
     q: In<'a, T>,
     k: In<'a, T>,
     v: In<'a, T>,
-    log_decay: Option<Gate<'a, T>>,
-    beta: Option<Gate<'a, T>>,
+    log_decay: Option<Either<'a, T>>,
+    beta: Option<Either<'a, T>>,
     initial_state: Option<In<'a, f32>>,
     out: Out<'a, T>,
     final_state: Option<Out<'a, f32>>,
@@ -264,11 +227,9 @@ impl<T: Float> Head<'_, T> {
                     let a = &mut work.a[t * pitch..][..pitch];
                     let at = (start + t) * p.log_decay_n as usize;
                     match (p.decay, gate) {
-                        (1, _) => a.fill(gate.at(at)),
-                        (_, Gate::Single(gate)) => {
-                            row::<S, f32>(a, gate.after(at), d, p.log_decay_d as usize)
-                        }
-                        (_, Gate::Same(gate)) => row::<S, T>(a, gate.after(at), d, p.log_decay_d as usize),
+                        (1, _) => a.fill(gate.get(at)),
+                        (_, Either::F32(gate)) => row::<S, f32>(a, gate.after(at), d, p.log_decay_d as usize),
+                        (_, Either::Same(gate)) => row::<S, T>(a, gate.after(at), d, p.log_decay_d as usize),
                     }
                     exponentials::<S>(a);
                 }
@@ -306,7 +267,7 @@ impl<T: Float> Head<'_, T> {
             predict::<S>(work, count);
             grams::<S>(work, count, self.p.decay);
             for t in 0..count {
-                let beta = beta.at((start + t) * self.p.beta_n as usize);
+                let beta = beta.get((start + t) * self.p.beta_n as usize);
                 let columns = work.cols / S::LANES;
                 let mut v = 0;
                 while columns - v >= 4 {

@@ -1,6 +1,6 @@
 //! Host views as typed pointers that threads may share.
 
-use crate::dtype::Element;
+use crate::dtype::{Dtype, Element, Float};
 use crate::view::View;
 use std::marker::PhantomData;
 
@@ -42,6 +42,46 @@ impl<'a, T: Element> In<'a, T> {
     pub(crate) unsafe fn at(self, index: usize) -> *const T {
         // SAFETY: inside the view by this function's contract, inside memory by `op::prepare`.
         unsafe { self.0.add(index) }
+    }
+}
+
+/// An input in f32, or in the dtype of the other operands.
+#[derive(Clone, Copy)]
+pub(crate) enum Either<'a, T> {
+    F32(In<'a, f32>),
+    Same(In<'a, T>),
+}
+
+impl<'a, T: Float> Either<'a, T> {
+    /// The first element of a view that `op::prepare` accepted.
+    pub(crate) fn new(view: &View<&'a [u8]>) -> Self {
+        match view.dtype() {
+            Dtype::F32 => Self::F32(In::new(view)),
+            _ => Self::Same(In::new(view)),
+        }
+    }
+
+    /// From the element `index` after the first on.
+    pub(crate) fn after(self, index: usize) -> Self {
+        match self {
+            Self::F32(input) => Self::F32(input.after(index)),
+            Self::Same(input) => Self::Same(input.after(index)),
+        }
+    }
+
+    /// The element `index` after the first, unchecked.
+    ///
+    /// # Safety
+    /// `index` is inside the view's extent.
+    #[inline(always)]
+    pub(crate) unsafe fn get(self, index: usize) -> f32 {
+        // SAFETY: the caller's contract.
+        unsafe {
+            match self {
+                Self::F32(input) => *input.at(index),
+                Self::Same(input) => (*input.at(index)).to_f32(),
+            }
+        }
     }
 }
 

@@ -73,7 +73,8 @@ use crate::view::View;
 /// ```
 #[derive(Debug, Clone, Copy, PartialEq)]
 pub struct Attention {
-    /// What the scores are multiplied with before the softmax; any finite number.
+    /// What the scores are multiplied with before the softmax; any finite number. 0 makes every score 0, whatever `q` and
+    /// `k` hold.
     pub softmax_scale: f32,
     /// Which keys a query sees.
     pub window: Window,

@@ -203,7 +203,8 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, query: &Query, expected:
     for (&j, &[entry, token]) in seen.iter().zip(&places) {
         let (mut sum, mut magnitude) = (0.0, 0.0);
         for e in 0..d {
-            let term = scale * q.at(&[query.entry, h, query.token, e]) * k.at(&[entry, kv, token, e]);
+            let product = q.at(&[query.entry, h, query.token, e]) * k.at(&[entry, kv, token, e]);
+            let term = if scale == 0.0 { 0.0 } else { scale * product };
             sum += term;
             magnitude += term.abs();
         }
