@@ -14,7 +14,7 @@ use crate::step;
 use anyhow::{Context, Result};
 use indicatif::{ProgressBar, ProgressStyle};
 use mutate::Mutant;
-use run::{Fate, Runner};
+use run::{Devices, Fate, Runner};
 use serde::{Deserialize, Serialize};
 use std::collections::HashMap;
 use std::collections::hash_map::Entry;
@@ -32,9 +32,13 @@ pub(crate) struct MutantsArgs {
     /// Mutants at once
     #[arg(long, default_value_t = 1)]
     jobs: usize,
-    /// Run survivors again, CUDA on sm_75 and sm_100 too: after cases were added
+    /// Run survivors again, and CUDA on sm_75 and sm_100 too: after cases were added. With `--explained` only those for
+    /// which there is no reason.
     #[arg(long)]
     survivors: bool,
+    /// WGSL on SwiftShader only: lavapipe takes the longest, and is of use for the survivors for which no reason is found
+    #[arg(long, conflicts_with = "survivors")]
+    first: bool,
     /// Only write the report from what is known
     #[arg(long)]
     report: bool,
@@ -157,8 +161,10 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
         let explained: Vec<(&Source, Mutant)> = explained;
         for (source, mutant) in &explained {
             let one = Known { explained: true, ..Known::new(source, mutant, Fate::Survived) };
-            writeln!(file, "{}", serde_json::to_string(&one)?)?;
-            known.insert(key_of(&one), one);
+            if let Entry::Vacant(place) = known.entry(key_of(&one)) {
+                writeln!(file, "{}", serde_json::to_string(&one)?)?;
+                place.insert(one);
+            }
         }
     }
     if !args.report {
@@ -203,9 +209,14 @@ fn all(
     let style = ProgressStyle::with_template("{pos}/{len} [{elapsed_precise}, {eta} left] {msg}")?;
     let bar = ProgressBar::new(work.len() as u64).with_style(style);
     let (next, done) = (AtomicUsize::new(0), Mutex::new(Vec::new()));
+    let devices = match args {
+        MutantsArgs { survivors: true, .. } => Devices::All,
+        MutantsArgs { first: true, .. } => Devices::First,
+        _ => Devices::Usual,
+    };
     let worker = |job: usize| -> Result<()> {
         while let Some((source, mutant)) = work.get(next.fetch_add(1, Ordering::Relaxed)) {
-            let ran = runner.run(job, source, mutant, args.survivors)?;
+            let ran = runner.run(job, source, mutant, devices)?;
             let known = Known { by: ran.by, seconds: ran.seconds, ..Known::new(source, mutant, ran.fate) };
             if known.fate == Fate::Survived {
                 bar.println(format!(

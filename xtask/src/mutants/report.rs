@@ -133,7 +133,7 @@ pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
     for line in text.lines() {
         if let Some(name) = line.strip_prefix("### `") {
             file = name.trim_end_matches('`');
-        } else if let Some((name, why)) = line.strip_prefix("- ").and_then(|l| l.split_once("`. ")) {
+        } else if let Some((name, why)) = said(line) {
             let fate = match why {
                 NOT_RUN => None,
                 SAME => Some(Fate::Same),
@@ -156,10 +156,21 @@ pub(super) fn carried(sources: &[Source]) -> Result<Vec<Known>> {
     Ok(all)
 }
 
-/// A survivor's name in the report.
+/// A mutant's line in the report.
+fn say_of(name: &str, why: &str) -> String {
+    format!("- {name}. {why}")
+}
+
+/// The name and the fate in a line of [`say_of`].
+fn said(line: &str) -> Option<(&str, &str)> {
+    let (name, why) = line.strip_prefix("- ")?.split_once("`. ")?;
+    line.get(2..name.len() + 3).map(|name| (name, why))
+}
+
+/// A mutant's name in the report: it ends with a backtick.
 fn name(source: &Source, mutant: &Mutant) -> String {
     format!(
-        "line {}, {}: `{}",
+        "line {}, {}: `{}`",
         mutant.line(&source.text),
         mutant.kind.name(),
         mutant.changed_line(&source.text)
@@ -181,7 +192,7 @@ pub(super) fn write(sources: &[Source], known: &HashMap<Key, Known>) -> Result<(
             one.carried = found.is_some_and(|k| k.carried).into();
             one.explained = found.is_some_and(|k| k.explained).into();
             let mut say = |why: &str| {
-                named.push((&source.path, format!("- {}. {why}", name(source, &mutant))));
+                named.push((&source.path, say_of(&name(source, &mutant), why)));
             };
             match found.map(|k| k.fate) {
                 Some(Fate::Noticed) => one.noticed = 1,
@@ -248,8 +259,8 @@ fn page(
     let mut page = String::from(
         "# Mutation report\n\n\
          Made by `cargo xtask mutants`. Each mutant is a kernel file with one mistake in it; the cross-check of the\n\
-         ops that contain the file runs on it, CUDA on the PTX simulator as sm_80 (what survived there also as sm_75 and\n\
-         sm_100), WGSL on SwiftShader and lavapipe, with the listed cases and 30 random ones a dtype.\n\
+         ops that contain the file runs on it with the listed cases and 30 random ones a dtype: CUDA on the PTX simulator\n\
+         as sm_80, WGSL on SwiftShader; what survives there and is not harmless also as sm_75 and sm_100, or on lavapipe.\n\
          `noticed`: a case failed. `harmless`: survived, since no result can show it. `unobservable`: a fault that\n\
          survived, since the devices at hand do not show it, though others might. The reasons stand below.\n\
          `of faults` leaves out what is harmless. Not among those that ran: `same code`, which compiles to the PTX of\n\
@@ -288,4 +299,28 @@ fn page(
         writeln!(page, "{line}")?;
     }
     Ok(page)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_report_is_read_as_it_was_written() {
+        let text = "if (i < n) { y[i] = x[i]; }\n__syncthreads();\n";
+        let source = Source {
+            path: "kernels/some.cu".into(),
+            text: text.into(),
+            ops: Vec::new(),
+            blob: String::new(),
+        };
+        let mutants = mutate::mutants(text);
+        assert!(mutants.len() > 3);
+        for mutant in &mutants {
+            let name = name(&source, mutant);
+            for why in [NOT_RUN, SAME, REFUSED, "**unobservable**: `x`. Why."] {
+                assert_eq!(said(&say_of(&name, why)), Some((&*name, why)));
+            }
+        }
+    }
 }

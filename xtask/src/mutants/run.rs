@@ -26,6 +26,17 @@ pub(crate) enum Fate {
     Survived,
 }
 
+/// On which devices a mutant has to pass to survive.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Devices {
+    /// The first: sm_80, or SwiftShader.
+    First,
+    /// WGSL on both drivers; CUDA on sm_80, and on the other architectures when the file asks for which it is compiled.
+    Usual,
+    /// All of the file's language.
+    All,
+}
+
 /// A mutant's fate and what brought it about.
 pub(crate) struct Ran {
     pub(crate) fate: Fate,
@@ -76,9 +87,8 @@ impl Runner {
         })
     }
 
-    /// Runs every case on the devices of the file's language, until one fails: CUDA on sm_80, and on sm_75 and
-    /// sm_100 too with `again`, or when the file asks for which it is compiled.
-    pub(crate) fn run(&self, job: usize, source: &Source, mutant: &Mutant, again: bool) -> Result<Ran> {
+    /// Runs every case on devices of the file's language, until one fails.
+    pub(crate) fn run(&self, job: usize, source: &Source, mutant: &Mutant, devices: Devices) -> Result<Ran> {
         let start = Instant::now();
         let folder = self.store.join(format!("job{job}"));
         let file = folder.join(&source.path);
@@ -87,15 +97,16 @@ impl Runner {
         std::fs::create_dir_all(&cache)?;
         let by_architecture = source.text.contains("__CUDA_ARCH__");
         let stages: Vec<Stage> = if source.path.ends_with(".wgsl") {
-            self.drivers.iter().map(|driver| Stage { device: "wgpu", driver: Some(driver) }).collect()
+            let drivers = self.drivers.iter().map(|driver| Stage { device: "wgpu", driver: Some(driver) });
+            drivers.take(if devices == Devices::First { 1 } else { 2 }).collect()
         } else {
             // Code that the file has for one architecture only is most likely the oldest's.
-            let devices = match by_architecture {
+            let all = match by_architecture {
                 true => ["ptx-sim:75", "ptx-sim:80", "ptx-sim:100"],
                 false => ["ptx-sim:80", "ptx-sim:75", "ptx-sim:100"],
             };
-            let devices = devices.map(|device| Stage { device, driver: None });
-            devices.into_iter().take(if again || by_architecture { 3 } else { 1 }).collect()
+            let all = all.map(|device| Stage { device, driver: None });
+            all.into_iter().take(if devices == Devices::All || by_architecture { 3 } else { 1 }).collect()
         };
         // A variant that the change does not reach is what it was.
         let originals = self.originals(source, &stages)?;
