@@ -1,8 +1,12 @@
 //! Every kernel that the cases reach: planned, written out, and (CUDA) compiled, with no device at all.
 
+#[cfg(feature = "ptx-sim")]
+use super::case::Case;
 use super::{OpVisitor, Verified, each_op};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
+#[cfg(feature = "ptx-sim")]
+use crate::op::Operands;
 use crate::op::{self, Caps, Language, Op, Signature};
 use crate::source::{self, Variant};
 use crate::view::Memory;
@@ -46,6 +50,26 @@ impl Kernel {
         all.map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>().join(" ")
     }
 }
+
+/// The kernel that a device would run a case with; `None` where it launches none.
+#[cfg(feature = "ptx-sim")]
+pub(super) fn planned<T: Verified>(case: &Case<T>, caps: &Caps) -> Option<Variant> {
+    let (params, signature) = prepared(&case.op, case.args.duplicate()).ok()?;
+    let plan = op::plan(&case.op, &params, &signature, caps).ok()?;
+    Some(Variant::new::<T>(&plan, signature))
+}
+
+/// Whether what `newer` executes says all about what `this` would execute of a variant: both read the same dialect of PTX, and no
+/// line of the source asks which of the two it is compiled for. Lines that convert bf16 do; kernels with tensor cores are
+/// other variants before sm_80.
+pub fn repeats(variant: &Variant, this: Language, newer: Language) -> bool {
+    let (Language::Cuda { arch: this }, Language::Cuda { arch: newer }) = (this, newer) else { return false };
+    let bf16 = variant.signature.slots().iter().any(|slot| slot.dtype == Some(Dtype::Bf16));
+    this < newer && newer < UNTYPED && !bf16
+}
+
+/// The first architecture for which NVRTC leaves the type of a register to the instruction.
+const UNTYPED: u32 = 100;
 
 /// The kernels that the cases of every op (or of the one called `op`) reach on these devices: per device
 /// and variant one, in the order of ops, devices and cases.

@@ -80,7 +80,7 @@ unsafe impl Op for Probe {
         }
     }
 
-    unsafe fn cpu(&self, p: &ProbeParams, mut args: ProbeArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &ProbeParams, mut args: ProbeArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
         use crate::cpu::strided::{In, Out};
         let (total, pieces) = (p.total as usize, cpu.threads() * 4);
         let x = args.x.as_ref().map(In::<f32>::new);
@@ -99,6 +99,7 @@ unsafe impl Op for Probe {
                 }
             }
         });
+        Ok(())
     }
 
     fn map<I, O, J, P>(

@@ -26,9 +26,10 @@ pub struct Selection {
     /// The seed of the random cases.
     pub seed: u64,
     /// Stop at the first failure. Cases then run in a random order, which finds it sooner than lists do, whose
-    /// neighbours are alike.
+    /// neighbours are alike; random cases come first, since each of them does many things at once.
     pub fail_fast: bool,
-    /// Leave bf16 to the first adapter: no WGSL knows of it, and others would execute the same kernels.
+    /// Leave out what another of the devices executes as well: bf16 on all adapters but the first, since no WGSL knows of it,
+    /// and kernels of a simulated GPU that are those of a newer one with the same dialect of PTX.
     pub unrepeated: bool,
 }
 
@@ -85,6 +86,7 @@ pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut
     let mut cases: Vec<_> = selection.dtypes.iter().flat_map(of).collect();
     if selection.fail_fast {
         cases.shuffle(&mut ChaCha8Rng::seed_from_u64(selection.seed));
+        cases.sort_by_key(|(_, case)| !case.name.starts_with(RANDOM));
     }
     for (dtype, case) in &cases {
         let mut failed = false;
@@ -98,13 +100,16 @@ pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut
     }
 }
 
+/// How the names of random cases begin.
+const RANDOM: &str = "fuzz=";
+
 impl Selection {
     /// The selected cases of one dtype: the listed ones, then the random ones.
     fn cases<T: Verified>(&self, dtype: Dtype) -> Vec<Case<T>> {
         let mut rng = ChaCha8Rng::seed_from_u64(self.seed);
         let random = (0..self.fuzz).map(move |i| {
             let mut case = T::random(&mut rng, dtype);
-            case.name = format!("fuzz={i} seed={} {}", self.seed, case.name);
+            case.name = format!("{RANDOM}{i} seed={} {}", self.seed, case.name);
             case
         });
         let mut all: Vec<Case<T>> = T::cases(dtype).into_iter().chain(random).collect();
@@ -125,8 +130,7 @@ fn verify_case<T: Verified>(
     each: &mut dyn FnMut(Outcome),
 ) {
     let (prepared, name) = (&Prepared::new(case), &case.name);
-    let on = &|device: &Device| {
-        let repeated = if unrepeated { repeated_by(dtype, device, devices) } else { None };
+    let on = &|device: &Device, repeated: Option<String>| {
         let (status, worst, at) = match repeated {
             Some(other) => (Status::Skip(format!("{other} executes the same kernel")), 0.0, Vec::new()),
             None => judged(device, prepared),
@@ -143,7 +147,9 @@ fn verify_case<T: Verified>(
         }
     };
     let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-        let running: Vec<_> = devices.iter().map(|device| scope.spawn(move || on(device))).collect();
+        let repeated = |device| if unrepeated { repeated_by(case, dtype, device, devices) } else { None };
+        let all = devices.iter().map(|device| (device, repeated(device)));
+        let running: Vec<_> = all.map(|(device, by)| scope.spawn(move || on(device, by))).collect();
         let joined = running.into_iter().map(std::thread::ScopedJoinHandle::join);
         joined.map(|outcome| outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
     });
@@ -165,8 +171,27 @@ fn judged<T: Verified>(device: &Device, prepared: &Prepared<T>) -> (Status, f64,
     }
 }
 
-/// The adapter among these devices that executes bf16 as this one would: no WGSL knows of it.
-fn repeated_by(dtype: Dtype, device: &Device, devices: &[Device]) -> Option<String> {
+/// The one among these devices that executes the same kernel as this one would: see [`Selection::unrepeated`].
+fn repeated_by<T: Verified>(
+    case: &Case<T>,
+    dtype: Dtype,
+    device: &Device,
+    devices: &[Device],
+) -> Option<String> {
+    #[cfg(feature = "ptx-sim")]
+    if let Device::PtxSim(this) = device {
+        let variant = verify::kernels::planned(case, this.caps())?;
+        let same = |other: &&Device| match other {
+            Device::PtxSim(other) => {
+                verify::kernels::repeats(&variant, this.caps().language, other.caps().language)
+                    && verify::kernels::planned(case, other.caps()).as_ref() == Some(&variant)
+            }
+            _ => false,
+        };
+        return devices.iter().find(same).map(Device::name);
+    }
+    #[cfg(not(feature = "ptx-sim"))]
+    let _ = case;
     let first = devices.iter().find(|d| d.face() == device.face())?;
     let later = device.face() == "wgpu" && !std::ptr::eq(first, device);
     (later && dtype == Dtype::Bf16).then(|| first.name())
