@@ -1,13 +1,12 @@
 //! A denoiser written with burn's own modules, sampled on burn's CPU backend and on its wgpu backend: once with
 //! burn's own ops and once with advect's over the same weights and the same memory.
 //!
-//!     cargo run --release -p advect-burn --example denoise
+//!     cargo run --release -p advect-burn --features wgpu --example denoise
 
 use advect::ops::{Activation, Attention, Coefficients, Conv, Norm, NormKind, Step};
 use advect_burn::{Advect, ConvInputs, NormInputs};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
-use burn::tensor::wgpu::MemoryConfiguration;
 use burn::tensor::{Device, Distribution, Tensor, activation};
 use std::time::Instant;
 
@@ -130,6 +129,14 @@ fn sample(name: &str, advect: &Advect, device: &Device) -> Result<f32> {
 pub(crate) fn main() -> Result<()> {
     let advect = Advect::cpu();
     assert!(sample("flex", &advect, &Device::flex())? < 1e-4, "the two samples differ");
+    #[cfg(feature = "wgpu")]
+    on_wgpu(advect)?;
+    Ok(())
+}
+
+#[cfg(feature = "wgpu")]
+fn on_wgpu(advect: Advect) -> Result<()> {
+    use burn::tensor::wgpu::MemoryConfiguration;
     if advect::target::wgpu::adapters().is_empty() {
         println!("no adapter for wgpu");
         return Ok(());

@@ -35,7 +35,7 @@ enum Chore {
     },
     /// Write capi/include/advect.h anew
     Header,
-    /// Lint, test and run the host on burn, which takes many minutes to build and is no part of `test`
+    /// Lint, test and run the host on burn with its wgpu backend, which takes many minutes to build; `test` has the rest
     Burn,
     /// Compile the CUDA kernels for every architecture; print registers, shared memory and spills
     Kernels {

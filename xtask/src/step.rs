@@ -29,9 +29,9 @@ pub(crate) fn cargo(words: &str) -> Command {
     command
 }
 
-/// All packages, with the simulator, but for the host on burn, whose dependencies alone build for as long as everything
-/// else: `cargo xtask burn`.
-pub(crate) const EVERYTHING: &str = "--workspace --exclude advect-burn --features advect/ptx-sim";
+/// All packages, with the simulator. The host on burn has its wgpu backend in `cargo xtask burn` only, whose dependencies
+/// alone build for as long as everything else.
+pub(crate) const EVERYTHING: &str = "--workspace --features advect/ptx-sim";
 
 /// A program of the workspace, built with the features of [`EVERYTHING`]: those of its package alone would build the
 /// library, and much of what it depends on, once more.

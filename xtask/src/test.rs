@@ -88,13 +88,13 @@ pub(crate) fn test() -> Result<()> {
     Ok(())
 }
 
-/// The host on burn: lints, tests on SwiftShader, and its example.
+/// The host on burn with its wgpu backend: lints, tests on SwiftShader, and its example.
 pub(crate) fn burn() -> Result<()> {
     let found = setup::setup()?;
     let mut steps = Steps::default();
     let burn = |words: &str| {
         let mut command = cargo(words);
-        command.args(["--quiet", "--package", "advect-burn"]);
+        command.args(["--quiet", "--package", "advect-burn", "--features", "wgpu"]);
         on(command, &found, &found.swiftshader, "cpu,wgpu")
     };
     steps.step("lints", || run(burn("clippy --all-targets").args(["--", "-D", "warnings"])))?;

@@ -1,12 +1,11 @@
 //! advect's ops against burn's own, in turn, on Flex and on the wgpu device that burn opens:
 //!
-//!     RAYON_NUM_THREADS=2 cargo bench -p advect-burn
+//!     RAYON_NUM_THREADS=2 cargo bench -p advect-burn --features wgpu
 
 use advect::ops::{Activation, Attention, Coefficients, Conv, Norm, NormKind, Step};
 use advect_burn::{Advect, ConvInputs, NormInputs};
 use burn::nn::GroupNormConfig;
 use burn::tensor::ops::{AttentionModuleOptions, ConvOptions};
-use burn::tensor::wgpu::MemoryConfiguration;
 use burn::tensor::{Device, Distribution, Tensor, activation, module};
 use std::time::{Duration, Instant};
 
@@ -69,6 +68,14 @@ fn main() -> Result<()> {
     println!("| device | case | ours, ms | burn's | ms | ratio | apart |\n|---|---|---|---|---|---|---|");
     let advect = Advect::cpu();
     ops(&Place { name: "flex", device: Device::flex(), advect: advect.clone(), small: false })?;
+    #[cfg(feature = "wgpu")]
+    on_wgpu(advect)?;
+    Ok(())
+}
+
+#[cfg(feature = "wgpu")]
+fn on_wgpu(advect: Advect) -> Result<()> {
+    use burn::tensor::wgpu::MemoryConfiguration;
     if advect::target::wgpu::adapters().is_empty() {
         println!("no adapter for wgpu");
         return Ok(());

@@ -1,9 +1,9 @@
 //! advect's kernels for tensors of [burn]: attention, convolution, normalisation and solver steps, on burn's CPU
-//! backend (Flex) and on its wgpu backend.
+//! backend (Flex) and, with the feature `wgpu`, on its wgpu backend.
 //!
 //! Nothing is copied on either. On the CPU a kernel reads burn's bytes through the strides and the offset of the
 //! tensor's layout and writes into fresh ones. On wgpu it reads and writes burn's own buffers on burn's own device,
-//! in the order of burn's own queue; [`Advect::wgpu`] says how the two are brought together.
+//! in the order of burn's own queue; `Advect::wgpu` says how the two are brought together.
 //!
 //! ```
 //! use advect::ops::Attention;
@@ -21,15 +21,19 @@
 //!
 //! The ops are for inference: a tensor of an autodiff device is an error, never a silently missing gradient.
 
+#[cfg(feature = "wgpu")]
 mod cube;
 mod flex;
 
 use advect::ops::step::MAX_BUFFERS;
 use advect::ops::{Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Norm, NormArgs, Step, StepArgs};
 use advect::{Cpu, Dtype, View, op};
+#[cfg(feature = "wgpu")]
 use burn::backend::wgpu::{CubeTensor, WgpuSetup};
 use burn::backend::{BackendTensor, DispatchTensor, DispatchTensorKind, flex::FlexTensor};
-use burn::tensor::{DType, Device, Tensor};
+#[cfg(feature = "wgpu")]
+use burn::tensor::Device;
+use burn::tensor::{DType, Tensor};
 
 /// The result of every call.
 pub type Result<T, E = Error> = std::result::Result<T, E>;
@@ -73,6 +77,7 @@ pub enum Error {
 #[derive(Debug, Clone)]
 pub struct Advect {
     cpu: Cpu,
+    #[cfg(feature = "wgpu")]
     wgpu: Option<cube::Shared>,
 }
 
@@ -84,7 +89,11 @@ impl Advect {
 
     /// For tensors of `Device::flex()`, with these threads and instructions.
     pub fn on(cpu: Cpu) -> Self {
-        Self { cpu, wgpu: None }
+        Self {
+            cpu,
+            #[cfg(feature = "wgpu")]
+            wgpu: None,
+        }
     }
 
     /// Also for tensors of this wgpu device, whose handles burn gives when it is initialised:
@@ -102,6 +111,7 @@ impl Advect {
     /// registered with `WgpuOptions::setup`. `ExclusivePages` gives each
     /// tensor a buffer of its own. Without it burn packs tensors into shared buffers; wgpu does not let one dispatch
     /// read and write the same buffer, and each result that would share one is allocated apart, which is slower.
+    #[cfg(feature = "wgpu")]
     #[must_use]
     pub fn wgpu(self, device: &Device, setup: &WgpuSetup) -> Self {
         let wgpu = Some(cube::Shared::new(device.clone(), setup));
@@ -183,12 +193,14 @@ impl Advect {
             Some(Some(Primitive::Flex(_))) => {
                 let own = |p| match p {
                     Primitive::Flex(t) => Ok(t),
+                    #[cfg(feature = "wgpu")]
                     Primitive::Cube(_) => Err(several(K::NAME)),
                 };
                 let tensors = primitives.into_iter().map(|p| p.map(own).transpose());
                 let out = flex::run(&self.cpu, op, tensors.collect::<Result<_>>()?, shape)?;
                 Ok(Tensor::from_primitive::<burn::backend::Flex>(out))
             }
+            #[cfg(feature = "wgpu")]
             Some(Some(Primitive::Cube(_))) => {
                 let own = |p| match p {
                     Primitive::Cube(t) => Ok(*t),
@@ -242,6 +254,7 @@ fn any<const D: usize>(tensor: Tensor<D>) -> Option<DispatchTensor> {
     Some(tensor.into_dispatch())
 }
 
+#[cfg(feature = "wgpu")]
 fn several(op: &'static str) -> Error {
     Error::Backend { op, why: "the operands live on several backends".into() }
 }
@@ -249,6 +262,7 @@ fn several(op: &'static str) -> Error {
 /// A tensor of a backend that the kernels reach.
 enum Primitive {
     Flex(FlexTensor),
+    #[cfg(feature = "wgpu")]
     Cube(Box<CubeTensor>),
 }
 
@@ -256,8 +270,11 @@ impl Primitive {
     fn new<K: Kernel>(tensor: DispatchTensor) -> Result<Self> {
         let why = match tensor.kind {
             DispatchTensorKind::Flex(BackendTensor::Float(t)) => return Ok(Self::Flex(t)),
+            #[cfg(feature = "wgpu")]
             DispatchTensorKind::Cube(BackendTensor::Float(t)) => return Ok(Self::Cube(Box::new(t))),
-            _ => "only plain float tensors of Flex and wgpu, without autodiff, are supported",
+            _ => {
+                "only plain float tensors without autodiff are supported, of Flex and, with the feature `wgpu`, of wgpu"
+            }
         };
         Err(Error::Backend { op: K::NAME, why: why.into() })
     }
