@@ -1,5 +1,5 @@
-//! Linear attention, cross-checked on every device; its definition against the square of tokens and against the delta rule
-//! as a product of matrices; sequences in pieces; bad input, one by one.
+//! Linear attention, cross-checked on every device; its definition against the square of tokens, the delta rule as a product
+//! of matrices, and flash-linear-attention; sequences in pieces; bad input, one by one.
 
 use advect::op::{plan, prepare};
 use advect::ops::{FeatureMap, LinearAttention, LinearAttentionArgs};
@@ -160,6 +160,82 @@ fn the_delta_rule_is_a_product_of_matrices() {
     same(&head.reference(&op)[0].value, &head.by_matrices(&op));
     let gated = Head { log_decay: noise(8, 23 * 6, -0.7, 0.0), ..head };
     same(&gated.reference(&op)[0].value, &gated.by_matrices(&op));
+}
+
+/// What flash-linear-attention computes in float64: `tests/golden/linear_attention.py`.
+struct Golden(Vec<u8>);
+
+impl Golden {
+    /// A tensor of a case.
+    fn get(&self, case: &str, name: &str) -> Option<Dense> {
+        let file = safetensors::SafeTensors::deserialize(&self.0).unwrap();
+        let tensor = file.tensor(&format!("{case}.{name}")).ok()?;
+        assert_eq!(tensor.dtype(), safetensors::Dtype::F64, "{case}.{name}");
+        let bytes = tensor.data();
+        let data = bytes.as_chunks().0.iter().map(|&b| f64::from_le_bytes(b)).collect();
+        Some(Dense { shape: tensor.shape().to_vec(), data })
+    }
+}
+
+/// The definition that every kernel is held to is that of the library that most models of this kind come with.
+#[test]
+fn the_definition_is_that_of_flash_linear_attention() {
+    let path = format!("{}/tests/golden/linear_attention.safetensors", env!("CARGO_MANIFEST_DIR"));
+    let golden = Golden(std::fs::read(path).unwrap());
+    let op = LinearAttention::new(4).causal();
+    let scaled = |scale| LinearAttention::scaled(scale).causal();
+    // The library multiplies both sides of the quotient by the scale, here 1/2, and then adds 1e-10 to the lower one.
+    let normalized = scaled(1.0).feature_map(FeatureMap::EluPlusOne).normalize(2e-10);
+    let cases = [
+        ("plain", op),
+        ("scale", scaled(0.75)),
+        ("state", op),
+        ("relu", op.feature_map(FeatureMap::Relu)),
+        ("elu", op.feature_map(FeatureMap::EluPlusOne)),
+        ("normalized", normalized),
+        ("normalized_state", normalized),
+        ("retention", op),
+        ("simple_gla", op),
+        ("mamba2", scaled(1.0)),
+        ("gla", op),
+        ("gla_state", op),
+        ("delta", op),
+        ("delta_state", op),
+        ("gated_delta", op),
+        ("gated_delta_state", scaled(0.75)),
+        ("kda", op),
+        ("kda_grouped", op),
+        ("delta_product", op),
+    ];
+    for (case, op) in cases {
+        let one = |case: &str, name: &str| {
+            let dense = golden.get(case, name)?;
+            let shape = dense.shape.clone();
+            Some(View::contiguous(dense, Dtype::F32, &shape).unwrap())
+        };
+        // Q, K and V of a case, or those of all.
+        let operand = |name: &str| one(case, name).or_else(|| one("all", name)).unwrap();
+        let wanted = golden.get(case, "out").unwrap();
+        let out = View::contiguous((), Dtype::F32, &wanted.shape).unwrap();
+        let args = LinearAttentionArgs {
+            log_decay: one(case, "log_decay"),
+            beta: one(case, "beta"),
+            initial_state: one(case, "initial_state"),
+            ..LinearAttentionArgs::new(operand("q"), operand("k"), operand("v"), out)
+        };
+        let [got, got_last] = reference::linear_attention::linear_attention(&op, &args);
+        // Both are of float64: what is left are roundings of some 1e-16.
+        let near = |got: &[f64], wanted: &[f64]| {
+            assert_eq!(got.len(), wanted.len(), "{case}");
+            for (got, wanted) in got.iter().zip(wanted) {
+                assert!((got - wanted).abs() < 1e-13, "{case}: {got} {wanted}");
+            }
+        };
+        near(&got.value, &wanted.data);
+        if let Some(last) = golden.get(case, "final_state") {
+            near(&got_last.value, &last.data);
+        }
+    }
 }
 
 /// The bound of the delta rule grows with the tokens, not with their number in the exponent.
