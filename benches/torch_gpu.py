@@ -124,6 +124,8 @@ def ways(c, dtype):
         return {("mm", None): lambda: torch.mm(x, y, out=out)}
     if kind == "attention":
         return attention(c, dtype)
+    if kind in ("merge", "linear_attention"):
+        return {}  # PyTorch has no op that does it.
     if kind in ("conv", "conv_bias_silu"):
         return convolution(c, dtype, kind == "conv_bias_silu")
     if kind in ("groupnorm_silu", "layernorm_adaln"):

@@ -1,8 +1,9 @@
 //! What is timed: a list of cases in JSON, made into launches.
 
 use advect::ops::{
-    Activation, Attention, AttentionArgs, Coefficients, Conv, ConvArgs, Matmul, MatmulArgs, Noise, Norm,
-    NormArgs, NormKind, Resample, ResampleArgs, Step, StepArgs,
+    Activation, Attention, AttentionArgs, Coefficients, Conv, ConvArgs, FeatureMap, LinearAttention,
+    LinearAttentionArgs, Matmul, MatmulArgs, Merge, MergeArgs, Noise, Norm, NormArgs, NormKind, Resample,
+    ResampleArgs, Step, StepArgs,
 };
 use advect::{Device, Dtype, Tensor, View};
 use anyhow::{Result, anyhow, bail, ensure};
@@ -21,7 +22,8 @@ pub(super) struct Case {
 type Run = Box<dyn FnMut(&Device) -> advect::Result<()>>;
 
 /// A launch with its work, counted as the results of other libraries count it: attention 4 B H Nq Nk D (half of it where causal),
-/// convolution 2 a multiply-add, bytes each tensor once.
+/// convolution 2 a multiply-add, bytes each tensor once. Linear attention is a state of D Dv multiply-adds a token to write it
+/// and as many to read it, and by the delta rule to predict from it.
 pub(super) struct Launch {
     pub(super) run: Run,
     pub(super) flops: f64,
@@ -46,6 +48,45 @@ struct Heads {
     D: usize,
     #[serde(default)]
     causal: bool,
+}
+
+/// Parts of attention: how many, batch, heads, queries, elements of a head.
+#[derive(Deserialize)]
+#[allow(non_snake_case, reason = "named as in the file")]
+struct Parts {
+    S: usize,
+    B: usize,
+    H: usize,
+    N: usize,
+    D: usize,
+}
+
+#[derive(Deserialize)]
+#[allow(non_snake_case, reason = "named as in the file")]
+struct Recurrence {
+    B: usize,
+    Hqk: usize,
+    Hv: usize,
+    N: usize,
+    D: usize,
+    Dv: usize,
+    #[serde(default)]
+    causal: bool,
+    /// Decays of each `token` or `channel`; none without it.
+    #[serde(default)]
+    decay: String,
+    /// The delta rule.
+    #[serde(default)]
+    beta: bool,
+    /// `relu` or `elu+1`.
+    #[serde(default)]
+    map: String,
+    /// With a normalizer.
+    #[serde(default)]
+    eps: Option<f32>,
+    /// From a state to a state, as in decoding.
+    #[serde(default)]
+    states: bool,
 }
 
 #[derive(Deserialize)]
@@ -88,12 +129,17 @@ fn sane(sizes: &[usize]) -> Result<()> {
 
 /// Numbers that are neither zero nor special, the same in every run.
 fn filled(device: &Device, dtype: Dtype, shape: &[usize]) -> Result<Tensor> {
+    between(device, dtype, shape, -1.0, 1.0)
+}
+
+/// The same from `low` to `high`.
+fn between(device: &Device, dtype: Dtype, shape: &[usize], low: f32, high: f32) -> Result<Tensor> {
     sane(shape)?;
     let mut state = 1u32;
     let values: Vec<f32> = (0..shape.iter().product())
         .map(|_| {
             state = state.wrapping_mul(1_664_525).wrapping_add(1_013_904_223);
-            (state >> 8) as f32 / (1 << 23) as f32 - 1.0
+            low + (high - low) * ((state >> 8) as f32 / (1 << 24) as f32)
         })
         .collect();
     Ok(Tensor::from_f32(device, dtype, shape, &values)?)
@@ -124,6 +170,8 @@ impl Case {
         Some(match self.kind.as_str() {
             "gemm" => "matmul",
             "attention" => "attention",
+            "merge" => "merge",
+            "linear_attention" => "linear_attention",
             "conv" | "conv_bias_silu" => "conv",
             "groupnorm_silu" | "layernorm_adaln" => "norm",
             "resample" => "resample",
@@ -147,6 +195,8 @@ impl Case {
         match self.kind.as_str() {
             "gemm" => vec![(None, self.gemm(device, dtype))],
             "attention" => vec![(None, self.attention(device, dtype))],
+            "merge" => vec![(None, self.merge(device, dtype))],
+            "linear_attention" => vec![(None, self.linear_attention(device, dtype))],
             "conv" => images(&|order| self.conv(device, dtype, order, false)),
             "conv_bias_silu" => images(&|order| self.conv(device, dtype, order, true)),
             "groupnorm_silu" => images(&|order| self.group_norm(device, dtype, order)),
@@ -187,6 +237,65 @@ impl Case {
             run: Box::new(move |device| {
                 let (q, k, v, out) = (q.view(), k.view(), v.view(), out.view_mut());
                 device.run(&op, AttentionArgs::new(q, k, v, out))
+            }),
+        })
+    }
+
+    #[allow(non_snake_case, reason = "named as in the file")]
+    fn merge(&self, device: &Device, dtype: Dtype) -> Result<Launch> {
+        let Parts { S, B, H, N, D } = self.fields()?;
+        let parts = filled(device, dtype, &[S, B, H, N, D])?;
+        let lses = filled(device, Dtype::F32, &[S, B, H, N])?;
+        let mut out = empty(device, dtype, &[B, H, N, D])?;
+        Ok(Launch {
+            flops: 0.0,
+            bytes: bytes([&parts, &lses, &out]),
+            run: Box::new(move |device| {
+                let (parts, lses, out) = (parts.view(), lses.view(), out.view_mut());
+                device.run(&Merge, MergeArgs { parts, lses, out, lse: None })
+            }),
+        })
+    }
+
+    #[allow(non_snake_case, reason = "named as in the file")]
+    fn linear_attention(&self, device: &Device, dtype: Dtype) -> Result<Launch> {
+        let Recurrence { B, Hqk, Hv, N, D, Dv, causal, decay, beta, map, eps, states } = self.fields()?;
+        ensure!(Hqk > 0 && Hv.is_multiple_of(Hqk), "{Hv} heads of values do not divide into {Hqk}");
+        let feature_map = match map.as_str() {
+            "" => FeatureMap::Identity,
+            "relu" => FeatureMap::Relu,
+            "elu+1" => FeatureMap::EluPlusOne,
+            other => bail!("wanted the map relu or elu+1, got `{other}`"),
+        };
+        let decays = match decay.as_str() {
+            "" => None,
+            "token" => Some(vec![B, Hv, N]),
+            "channel" => Some(vec![B, Hv, N, D]),
+            other => bail!("wanted the decay token or channel, got `{other}`"),
+        };
+        let q = filled(device, dtype, &[B, Hqk, N, D])?;
+        // Keys of length 1 at most: under longer ones the delta rule lets the state grow.
+        let length = (D as f32).sqrt().recip();
+        let k = between(device, dtype, &[B, Hqk, N, D], -length, length)?;
+        let v = filled(device, dtype, &[B, Hv, N, Dv])?;
+        let log_decay = decays.map(|shape| between(device, dtype, &shape, -0.1, 0.0)).transpose()?;
+        let beta = beta.then(|| between(device, dtype, &[B, Hv, N], 0.0, 1.0)).transpose()?;
+        let state = [B, Hv, D, Dv + usize::from(eps.is_some())];
+        let before = states.then(|| filled(device, Dtype::F32, &state)).transpose()?;
+        let mut out = empty(device, dtype, &[B, Hv, N, Dv])?;
+        let mut after = states.then(|| empty(device, Dtype::F32, &state)).transpose()?;
+        let extras = [&log_decay, &beta, &before, &after].into_iter().flatten();
+        let op = LinearAttention { causal, feature_map, normalize: eps, ..LinearAttention::new(D) };
+        Ok(Launch {
+            flops: 2.0 * (B * Hv * N) as f64 * (D * Dv) as f64 * if beta.is_some() { 3.0 } else { 2.0 },
+            bytes: bytes([&q, &k, &v, &out].into_iter().chain(extras)),
+            run: Box::new(move |device| {
+                let mut args = LinearAttentionArgs::new(q.view(), k.view(), v.view(), out.view_mut());
+                args.log_decay = log_decay.as_ref().map(Tensor::view);
+                args.beta = beta.as_ref().map(Tensor::view);
+                args.initial_state = before.as_ref().map(Tensor::view);
+                args.final_state = after.as_mut().map(Tensor::view_mut);
+                device.run(&op, args)
             }),
         })
     }
@@ -362,6 +471,63 @@ fn combination(coefficients: &[f32]) -> Step {
     Step { coefficients: Coefficients::Values { x, noise: 0.0 }, noise: None }
 }
 
-fn bytes<const N: usize>(tensors: [&Tensor; N]) -> f64 {
-    tensors.iter().map(|t| (t.shape().iter().product::<usize>() * t.dtype().size()) as f64).sum()
+fn bytes<'a>(tensors: impl IntoIterator<Item = &'a Tensor>) -> f64 {
+    tensors.into_iter().map(|t| (t.shape().iter().product::<usize>() * t.dtype().size()) as f64).sum()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::CASES;
+    use super::*;
+    use advect::verify::op_names;
+
+    #[test]
+    fn every_case_is_of_an_op_and_every_op_has_one() {
+        let cases = Case::list(CASES).unwrap();
+        let for_gpus = Case::list(include_str!("../../../benches/cases-gpu.json")).unwrap();
+        for case in cases.iter().chain(&for_gpus) {
+            assert!(case.op().is_some(), "{}", case.id);
+        }
+        for op in op_names() {
+            assert!(cases.iter().any(|case| case.op() == Some(op)), "{op}");
+        }
+    }
+
+    /// What is launched for one case, in JSON without its name.
+    fn launch(fields: &str, device: &Device, dtype: Dtype) -> Result<Launch> {
+        let list = format!(r#"[{{"id":"small",{fields}}}]"#);
+        let mut launches = Case::list(&list)?[0].launches(device, dtype);
+        launches.remove(0).1
+    }
+
+    #[test]
+    fn parts_and_states_run_and_are_counted() {
+        let merge = r#""kind":"merge","S":3,"B":1,"H":2,"N":5,"D":8"#;
+        let sizes = r#""kind":"linear_attention","B":1,"Hqk":1,"Hv":2,"N":5,"D":8,"Dv":4"#;
+        let linear = |extras: &str| format!("{sizes}{extras}");
+        // Operations, numbers in the dtype, numbers in f32.
+        for (fields, flops, numbers, singles) in [
+            (merge.to_owned(), 0.0, 320.0, 30.0),
+            (linear(r#","map":"relu","eps":1e-15"#), 1280.0, 160.0, 0.0),
+            (linear(r#","map":"elu+1","eps":1e-6,"causal":true,"states":true"#), 1280.0, 160.0, 160.0),
+            (linear(r#","causal":true,"decay":"channel""#), 1280.0, 240.0, 0.0),
+            (linear(r#","causal":true,"decay":"token","beta":true,"states":true"#), 1920.0, 180.0, 128.0),
+        ] {
+            let device = Device::cpu(1).unwrap();
+            for dtype in Dtype::FLOATS {
+                let mut launch = launch(&fields, &device, dtype).unwrap();
+                assert_eq!(launch.flops, flops, "{fields}");
+                assert_eq!(launch.bytes, numbers * dtype.size() as f64 + 4.0 * singles, "{fields}");
+                (launch.run)(&device).unwrap();
+            }
+        }
+        for (extras, why) in [
+            (r#","map":"exp""#, "wanted the map relu or elu+1, got `exp`"),
+            (r#","causal":true,"decay":"head""#, "wanted the decay token or channel, got `head`"),
+        ] {
+            let device = Device::cpu(1).unwrap();
+            let error = launch(&linear(extras), &device, Dtype::F32).err().unwrap();
+            assert_eq!(error.to_string(), why);
+        }
+    }
 }
