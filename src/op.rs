@@ -53,9 +53,13 @@ pub unsafe trait Op: Copy + Debug + PartialEq + Send + Sync + 'static {
 
     /// The CPU kernel.
     ///
+    /// # Errors
+    /// [`Error::Limit`] or [`Error::Driver`] when the memory that it needs beside the operands is not to be had; nothing
+    /// is then written.
+    ///
     /// # Safety
     /// `params` are what [`prepare`] gave for this op and these arguments.
-    unsafe fn cpu(&self, params: &Self::Params, args: Self::Args<&[u8], &mut [u8]>, cpu: &Cpu);
+    unsafe fn cpu(&self, params: &Self::Params, args: Self::Args<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()>;
 
     /// The same operands over other memory. Written by the `operands!` macro.
     ///

@@ -1,8 +1,11 @@
 //! Bad input that every op refuses in the same words, before anything is planned.
 
-use advect::op::{MAX_ELEMENTS, Operands, prepare};
-use advect::ops::{ConvArgs, Resample, ResampleArgs};
-use advect::{Cpu, Device, Dtype, Error, Memory, Tensor, View};
+use advect::op::{MAX_ELEMENTS, Op, Operands, prepare};
+use advect::ops::{
+    Attention, AttentionArgs, Conv, ConvArgs, LinearAttention, LinearAttentionArgs, Matmul, MatmulArgs,
+    Merge, MergeArgs, Resample, ResampleArgs,
+};
+use advect::{Cpu, Device, Dtype, Error, MAX_RANK, Memory, Tensor, View};
 
 /// Memory at a made-up place.
 #[derive(Clone, Copy, Debug)]
@@ -165,6 +168,105 @@ fn outputs_stay_untouched() {
     let error = Cpu::new().unwrap().run(&Resample::Up2, ResampleArgs { x, out }).unwrap_err();
     assert!(matches!(error, Error::Argument { op: "resample", arg: "out", .. }), "{error}");
     assert_eq!(target, [7.0; 100]);
+}
+
+/// One element, as often as one likes.
+fn repeated(dtype: Dtype, shape: &[usize]) -> View<&'static [u8]> {
+    const ONE: &[f32] = &[1.0];
+    View::strided(bytemuck::cast_slice(ONE), dtype, shape, &[0; MAX_RANK][..shape.len()], 0).unwrap()
+}
+
+/// What the CPU says to a call with a result of this shape, which it leaves as it was.
+#[track_caller]
+fn refused_by_the_cpu<T: Op>(
+    op: T,
+    out: &[usize],
+    args: impl for<'a> FnOnce(View<&'a mut [u8]>) -> T::Args<&'static [u8], &'a mut [u8]>,
+) -> Error {
+    let mut result = vec![7.0f32; out.iter().product()];
+    let view = View::of_mut(&mut result, out).unwrap();
+    let error = Cpu::new().unwrap().run(&op, args(view)).unwrap_err();
+    assert!(result.iter().all(|&x| x == 7.0), "{error}");
+    error
+}
+
+/// Axes that `out` has not may be of any length without memory behind them. The memory that kernels take beside their
+/// operands is bounded all the same.
+#[test]
+fn long_axes_of_one_element() {
+    #[track_caller]
+    fn says(error: Error, text: &str) {
+        assert!(error.to_string().starts_with(text), "`{error}` does not start with `{text}`");
+    }
+    #[track_caller]
+    fn over_the_limit(error: Error, op: &str, arg: &str) {
+        assert!(matches!(error, Error::Limit { .. }), "{error}");
+        says(error, &format!("{op}: `{arg}`: scratch memory in bytes of "));
+    }
+    let one = |shape: &[usize]| repeated(Dtype::F32, shape);
+
+    let terms = 1 << 31;
+    let error = refused_by_the_cpu(Matmul::default(), &[2, 3], |out| MatmulArgs {
+        a: one(&[2, terms]),
+        b: one(&[terms, 3]),
+        bias: None,
+        residual: None,
+        out,
+    });
+    says(error, "matmul: `a`: wanted at most 2147483647 terms of a sum, got 2147483648");
+
+    let conv = |op: Conv, x: [usize; 4], weight: [usize; 4], out: [usize; 4]| {
+        refused_by_the_cpu(op, &out, |out| ConvArgs {
+            x: one(&x),
+            weight: one(&weight),
+            bias: None,
+            sample_bias: None,
+            residual: None,
+            out,
+        })
+    };
+    let (side, channels) = (1 << 16, 1 << 30);
+    let error = conv(Conv::default(), [1, 1, side, side], [1, 1, side, side], [1, 1, 1, 1]);
+    says(error, "conv: `weight`: wanted at most 2147483647 taps");
+    let error = conv(Conv::default(), [1, 2 * channels, 1, 1], [1, 2 * channels, 1, 1], [1, 1, 1, 1]);
+    says(error, "conv: `weight`: wanted at most 2147483647 taps");
+    let error = conv(Conv::default(), [1, channels, 1, 1], [1 << 15, channels, 1, 1], [1, 1 << 15, 1, 1]);
+    over_the_limit(error, "conv", "weight");
+    // A window as large as its image, all of which but one pixel is padding.
+    let far = Conv { padding: [1 << 29; 2], dilation: [1 << 30; 2], ..Conv::default() };
+    over_the_limit(conv(far, [1, 1, 1, 1], [1, 1, 2, 2], [1, 1, 1, 1]), "conv", "x");
+
+    let wide = 1 << 20;
+    let error = refused_by_the_cpu(Attention::new(1), &[1, 1, 1, 1], |out| {
+        AttentionArgs::new(one(&[1, 1, 1, wide]), one(&[1, 1, 1, wide]), one(&[1, 1, 1, 1]), out)
+    });
+    says(error, "attention: `q`: wanted at most 65536 elements of a head, got 1048576");
+    let error = refused_by_the_cpu(Attention::new(1), &[1, 1, 0, wide], |out| {
+        AttentionArgs::new(one(&[1, 1, 0, 1]), one(&[1, 1, 1, 1]), one(&[1, 1, 1, wide]), out)
+    });
+    says(error, "attention: `v`: wanted at most 65536 elements of a head, got 1048576");
+    let error = refused_by_the_cpu(Attention::new(1), &[1, 1, 1, 1], |out| {
+        let token = || one(&[1, 1, 1, 1]);
+        let mut args = AttentionArgs::new(token(), token(), token(), out);
+        let starts = || Some(repeated(Dtype::I32, &[(1 << 31) + 1]));
+        (args.cu_seqlens_q, args.cu_seqlens_k) = (starts(), starts());
+        args
+    });
+    over_the_limit(error, "attention", "cu_seqlens_q");
+
+    let error = refused_by_the_cpu(LinearAttention::new(1), &[1, 1, 1, 1], |out| {
+        LinearAttentionArgs::new(one(&[1, 1, 1, wide]), one(&[1, 1, 1, wide]), one(&[1, 1, 1, 1]), out)
+    });
+    says(error, "linear_attention: `q`: wanted at most 65536 elements of a head, got 1048576");
+
+    let parts = 1 << 40;
+    let error = refused_by_the_cpu(Merge, &[1, 1, 1, 1], |out| MergeArgs {
+        parts: one(&[parts, 1, 1, 1, 1]),
+        lses: one(&[parts, 1, 1, 1]),
+        out,
+        lse: None,
+    });
+    says(error, "merge: `parts`: wanted a size or stride below 2^32");
 }
 
 #[test]

@@ -116,3 +116,22 @@ fn windows_that_do_not_fit_are_refused() {
     refused("padding", "at most 2147483647", |c| c.op.padding = [1 << 40, 1]);
     refused("padding", "at most 2147483647", |c| c.op.padding = [1, usize::MAX]);
 }
+
+/// Rows of an image so long that threads do not keep the memory for what they see of it.
+#[test]
+fn long_rows() {
+    let one = [1.0f32];
+    let repeated =
+        |shape: &[usize]| View::strided(bytemuck::cast_slice(&one), Dtype::F32, shape, &[0; 4], 0).unwrap();
+    let mut out = [0.0f32; 3 * 90];
+    let args = ConvArgs {
+        x: repeated(&[1, 1 << 16, 5, 90]),
+        weight: repeated(&[1, 1 << 16, 3, 1]),
+        bias: None,
+        sample_bias: None,
+        residual: None,
+        out: View::of_mut(&mut out, &[1, 1, 3, 90]).unwrap(),
+    };
+    Cpu::with(2, advect::Isa::detect()).unwrap().run(&Conv::default(), args).unwrap();
+    assert_eq!(out, [3.0 * 65536.0; 3 * 90]);
+}

@@ -24,7 +24,7 @@ const FACES: [(&str, &str); 8] = [
 const SHARED: [(&str, &[&str]); 5] = [
     ("src/ops", &["mod", "activation"]),
     ("src/reference", &["mod"]),
-    ("src/cpu", &["mod", "activation", "simd", "strided"]),
+    ("src/cpu", &["mod", "activation", "scratch", "simd", "strided"]),
     ("src/cases", &["mod"]),
     ("tests", &["grid", "harness", "contract", "cuda", "simulated", "threads", "wgpu"]),
 ];

@@ -2,6 +2,7 @@
 
 use advect::ops::{Matmul, MatmulArgs};
 use advect::{Cpu, Dtype, Error, View};
+use std::ops::Range;
 
 #[test]
 fn cross_check() {
@@ -151,5 +152,50 @@ fn a_row_does_not_depend_on_its_company_or_on_threads() {
         for m in [1, 3, 5, 20, 40] {
             assert_eq!(rows(1, m, by_columns, &a, &b, &bias), all[..m * n], "{m} rows, columns {by_columns}");
         }
+    }
+}
+
+/// Longer sums, of few rows, than there are copies of; and products so tall that parts of them come one after the other.
+#[test]
+fn large_products() {
+    let one = [1.0f32];
+    let repeated = |shape: &[usize], strides: &[usize]| {
+        View::strided(bytemuck::cast_slice(&one), Dtype::F32, shape, strides, 0).expect("one stride an axis")
+    };
+    let (cpu, k) = (Cpu::new().expect("threads start"), 5 << 20);
+    let mut sum = [0.0f32];
+    let args = MatmulArgs {
+        a: repeated(&[1, k], &[0, 0]),
+        b: repeated(&[k, 1], &[0, 1]),
+        bias: None,
+        residual: None,
+        out: View::of_mut(&mut sum, &[1, 1]).expect("two axes"),
+    };
+    cpu.run(&Matmul::default(), args).expect("runs");
+    assert_eq!(sum, [k as f32]);
+
+    let (m, n, k) = (170_000, 100, 513);
+    let numbers = |count: usize, step: usize| -> Vec<f32> {
+        (0..count).map(|i| (i * step % 1009) as f32 / 504.5 - 1.0).collect()
+    };
+    let (row, b, bias, column) = (numbers(k, 577), numbers(n * k, 389), numbers(n, 11), numbers(m, 7));
+    let rows = |rows: Range<usize>| {
+        let mut out = vec![f32::NAN; rows.len() * n];
+        let of = |memory, strides: &[usize], columns, offset| {
+            View::strided(memory, Dtype::F32, &[rows.len(), columns], strides, offset).expect("two axes")
+        };
+        let args = MatmulArgs {
+            a: of(bytemuck::cast_slice(&row), &[0, 1], k, 0),
+            b: View::of(&b, &[k, n]).expect("two axes"),
+            bias: Some(View::of(&bias, &[n]).expect("one axis")),
+            residual: Some(of(bytemuck::cast_slice(&column), &[1, 0], n, rows.start)),
+            out: View::of_mut(&mut out, &[rows.len(), n]).expect("two axes"),
+        };
+        cpu.run(&Matmul::default(), args).expect("runs");
+        out
+    };
+    let all = rows(0..m);
+    for some in [0..20, 131_000..150_000, m - 3..m] {
+        assert!(all[some.start * n..some.end * n] == rows(some.clone()), "{some:?}");
     }
 }

@@ -109,3 +109,28 @@ fn results_do_not_depend_on_the_batch() {
     assert_eq!(whole[320..640], run(1, 1, 1));
     assert_eq!(whole[640..], run(2, 2, 3));
 }
+
+/// Rows that are not kept between passes, and more channels than there are tables for.
+#[test]
+fn long_rows() {
+    let layer = Norm { kind: NormKind::Layer, eps: 0.0, activation: Activation::None };
+    for (len, stride) in [((1 << 20) + 6, 2), ((1 << 22) + 2, 1)] {
+        // A mean of 2, and a deviation of 1.
+        let x: Vec<f32> = (0..len * stride).map(|i| if i / stride % 2 == 0 { 3.0 } else { 1.0 }).collect();
+        let weight: Vec<f32> = (0..len).map(|c| (c % 5) as f32).collect();
+        let mut out = vec![7.0f32; len];
+        let shape = [1, len];
+        let args = NormArgs {
+            x: View::strided(bytemuck::cast_slice(&x), Dtype::F32, &shape, &[len * stride, stride], 0)
+                .unwrap(),
+            weight: Some(View::of(&weight, &[len]).unwrap()),
+            bias: None,
+            scale: None,
+            shift: None,
+            out: View::of_mut(&mut out, &shape).unwrap(),
+        };
+        Cpu::new().unwrap().run(&layer, args).unwrap();
+        let wanted = |c: usize| if c % 2 == 0 { weight[c] } else { -weight[c] };
+        assert!((0..len).all(|c| out[c] == wanted(c)), "{len}");
+    }
+}

@@ -263,6 +263,20 @@ fn operands_and_options() {
         }
         let repeated = advect_view { strides: [0; 8], ..out };
         with(advect_conv_args { out: &raw const repeated, ..conv }, no, "no two elements coincide");
+        // More memory beside the operands than there can be.
+        let (pixel, taps, one) = (t(&[1, 1, 1, 1]), t(&[1, 1, 2, 2]), t(&[1, 1, 1, 1]));
+        let far = advect_conv_args {
+            x: &raw const pixel,
+            weight: &raw const taps,
+            out: &raw const one,
+            padding: [1 << 29; 2],
+            dilation: [1 << 30; 2],
+            ..conv
+        };
+        with(far, ADVECT_ERROR_LIMIT, "conv: `x`: scratch memory in bytes of");
+        ok(advect_last_error(&raw mut error));
+        assert_eq!((text(error.op), text(error.argument)), ("conv".into(), "x".into()));
+        assert!(text(error.wanted).starts_with("scratch memory in bytes of at most "));
 
         let norm = advect_norm_args { x: &raw const x, out: &raw const x, ..sized() };
         refused(advect_norm(device, &raw const norm), no, "`kind`");

@@ -20,13 +20,19 @@
 //!
 //! Keys in pages are copied a page at a time, and splits of the keys computed one after the other.
 //!
+//! Where the CPU multiplies pairs of bf16, Q, K, V and the exponentials stay in bf16, in [`pairs`], and sums are in f32.
+//!
 //! Queries too few for the lanes go another way: [`few`].
 
 mod few;
+mod pairs;
 
+use super::scratch;
 use super::simd::{Kernel, Simd};
 use super::strided::{Either, In, Out, by_dtype};
-use crate::dtype::Float;
+use crate::dtype::{Dtype, Float};
+use crate::error::Result;
+use crate::op::Op;
 use crate::ops::attention::{Attention, AttentionArgs, AttentionParams, SPLIT_KEYS};
 use crate::target::cpu::Cpu;
 use crate::view::View;
@@ -40,13 +46,27 @@ const KEYS: usize = 128;
 /// Vectors of queries in a block: with 8 rows of accumulators they fill 24 of 32 registers.
 const WIDTH: usize = 3;
 
-pub(crate) fn run(op: Attention, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+pub(crate) fn run(
+    op: Attention,
+    p: &AttentionParams,
+    args: AttentionArgs<&[u8], &mut [u8]>,
+    cpu: &Cpu,
+) -> Result<()> {
     let banded = !op.window.is_all();
-    by_dtype!(args.q.dtype(), typed(banded, p, args, cpu));
+    by_dtype!(args.q.dtype(), typed(banded, p, args, cpu))
 }
 
-fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-    let sequences = Sequence::all(banded, p, &args);
+fn typed<T: Float>(
+    banded: bool,
+    p: &AttentionParams,
+    args: AttentionArgs<&[u8], &mut [u8]>,
+    cpu: &Cpu,
+) -> Result<()> {
+    let (pairs, nq) = (p.pairs as usize, p.nq as usize);
+    if pairs * nq == 0 || p.dv == 0 && args.lse.is_none() {
+        return Ok(());
+    }
+    let sequences = Sequence::all(banded, p, &args)?;
     // Of tokens without elements none has a place.
     let mut p = *p;
     if p.d == 0 {
@@ -56,10 +76,6 @@ fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8],
         [p.v_b, p.v_h, p.v_n, p.out_b, p.out_h, p.out_n, p.out_s] = [0; 7];
     }
     let AttentionArgs { q, k, v, bias, mask, block_table, slopes, sinks, mut out, mut lse, .. } = args;
-    let (pairs, nq) = (p.pairs as usize, p.nq as usize);
-    if pairs * nq == 0 || p.dv == 0 && lse.is_none() {
-        return;
-    }
     let parts = nq.div_ceil(QUERIES);
     let bias = bias.as_ref().map(Either::new);
     let (packed_q, packed_k) = (args.cu_seqlens_q.is_some(), args.cu_seqlens_k.is_some());
@@ -87,12 +103,11 @@ fn typed<T: Float>(banded: bool, p: &AttentionParams, args: AttentionArgs<&[u8],
         call.split = split;
         call.out = out.after(split * p.out_s as usize);
         call.lse = lse.map(|lse| lse.after(split * p.lse_s as usize));
-        if few::serves(&call) {
-            few::run(&call, cpu);
-        } else {
+        if !(few::serves(&call) && few::run(&call, cpu)) {
             many(&call, cpu);
         }
     }
+    Ok(())
 }
 
 /// Queries enough to fill the lanes.
@@ -150,8 +165,8 @@ struct Place {
 }
 
 impl Sequence {
-    /// That of each batch entry.
-    fn all(banded: bool, p: &AttentionParams, args: &AttentionArgs<&[u8], &mut [u8]>) -> Vec<Self> {
+    /// That of each batch entry. Packed, there may be any number of empty ones.
+    fn all(banded: bool, p: &AttentionParams, args: &AttentionArgs<&[u8], &mut [u8]>) -> Result<Vec<Self>> {
         fn numbers<'a>(
             of: &Option<View<&'a [u8]>>,
             stride: u32,
@@ -177,22 +192,24 @@ impl Sequence {
                     _ => (0, most),
                 }
             };
-        (0..p.pairs as usize / p.heads.max(1) as usize)
-            .map(|b| {
-                let (q_first, rows) = tokens(b, &starts_q, q_start, p.q_total, p.nq);
-                let (k_start, keys) = tokens(b, &starts_k, 0, p.k_total, p.nk);
-                q_start = q_first;
-                let queries = lengths_q(b).unwrap_or(rows).min(rows);
-                let keys = lengths_k(b).unwrap_or(keys).min(keys);
-                // The band is that of all queries and keys.
-                let moved = keys as i64 - queries as i64 - (i64::from(p.nk) - i64::from(p.nq));
-                let band = banded.then_some(Band {
-                    from: i64::from(p.band_from as i32) + moved,
-                    until: i64::from(p.band_until as i32) + moved,
-                });
-                Self { queries, keys, band, q_start, k_start, rows }
-            })
-            .collect()
+        let count = p.pairs as usize / p.heads.max(1) as usize;
+        let arg = if args.cu_seqlens_q.is_some() { "cu_seqlens_q" } else { "q" };
+        let mut all: Vec<Self> = scratch::reserved(Attention::NAME, arg, count)?;
+        all.extend((0..count).map(|b| {
+            let (q_first, rows) = tokens(b, &starts_q, q_start, p.q_total, p.nq);
+            let (k_start, keys) = tokens(b, &starts_k, 0, p.k_total, p.nk);
+            q_start = q_first;
+            let queries = lengths_q(b).unwrap_or(rows).min(rows);
+            let keys = lengths_k(b).unwrap_or(keys).min(keys);
+            // The band is that of all queries and keys.
+            let moved = keys as i64 - queries as i64 - (i64::from(p.nk) - i64::from(p.nq));
+            let band = banded.then_some(Band {
+                from: i64::from(p.band_from as i32) + moved,
+                until: i64::from(p.band_until as i32) + moved,
+            });
+            Self { queries, keys, band, q_start, k_start, rows }
+        }));
+        Ok(all)
     }
 
     /// That of query 0 among the keys.
@@ -278,6 +295,7 @@ struct Share<'a, 'b, T> {
 
 impl<T: Float> Kernel for Share<'_, '_, T> {
     type Output = ();
+    const PAIRS: bool = matches!(T::DTYPE, Dtype::Bf16);
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
@@ -297,9 +315,9 @@ impl<T: Float> Kernel for Share<'_, '_, T> {
     }
 }
 
-/// Memory of one share: everything a task needs between its inputs and its outputs.
+/// Memory of one share: everything a task needs between its inputs and its outputs. The largest head bounds it.
 struct Scratch {
-    /// Scaled Q, `[block][element][query]`.
+    /// Scaled Q, `[block][element][query]`; pairs are not scaled.
     q: Vec<f32>,
     /// The result so far, `[block][element][query]`, to be divided by `sum`.
     o: Vec<f32>,
@@ -362,6 +380,8 @@ unsafe fn head<S: Simd, T: Float>(
 ) {
     let p = &call.p;
     let (d, dv) = (p.d as usize, p.dv as usize);
+    // Elements of a query as its products take them.
+    let steps = packed::<S>(d);
     let sequence = call.sequences[b];
     // SAFETY: batch entry and head are inside the views.
     let (adding, sink) = unsafe { (call.adding(b, h, sequence.place()), call.sink(h)) };
@@ -397,9 +417,13 @@ unsafe fn head<S: Simd, T: Float>(
             let v = block(i);
             let first = queries.start + v.start * S::LANES;
             let from = call.q.at(call.query(b, h, first, [p.q_b, p.q_h, p.q_n]));
-            let to = s.q.as_mut_ptr().add(v.start * S::LANES * d);
+            let (to, width) = (s.q.as_mut_ptr().add(v.start * S::LANES * steps), v.len() * S::LANES);
             let lay = Lay { n: p.q_n as usize, e: p.q_d as usize, d };
-            gather::<S, T>(from, lay, live(&v), to, v.len() * S::LANES, p.scale_log2e, &mut s.rows);
+            if S::PAIRS {
+                pairs::gather::<S, T>(from, lay, live(&v), to, width);
+            } else {
+                gather::<S, T>(from, lay, live(&v), to, width, p.scale_log2e, &mut s.rows);
+            }
         }
         for first in seen.clone().step_by(KEYS) {
             let count = KEYS.min(seen.end - first);
@@ -412,11 +436,18 @@ unsafe fn head<S: Simd, T: Float>(
                     entry * b_stride as usize + kv * h_stride as usize + token * stride as usize
                 };
                 let tokens = done..done + run;
-                copy::<S, T>(call.k.at(at(p.k_b, p.k_h, p.k_n)), k_lay, tokens.clone(), count, &mut s.k);
-                copy::<S, T>(call.v.at(at(p.v_b, p.v_h, p.v_n)), v_lay, tokens, count, &mut s.v);
+                let (k, v) = (call.k.at(at(p.k_b, p.k_h, p.k_n)), call.v.at(at(p.v_b, p.v_h, p.v_n)));
+                if S::PAIRS {
+                    pairs::keys::<S, T>(k, k_lay, tokens.clone(), count, &mut s.k);
+                    pairs::values::<S, T>(v, v_lay, tokens, count, &mut s.v);
+                } else {
+                    copy::<S, T>(k, k_lay, tokens.clone(), count, &mut s.k);
+                    copy::<S, T>(v, v_lay, tokens, count, &mut s.v);
+                }
                 done += run;
             }
-            let (k, v) = (Tile::new(k_lay, count, &s.k), Tile::new(v_lay, count, &s.v));
+            let k = Tile::new(Lay { d: steps, ..k_lay }, count, &s.k);
+            let v = Tile::new(v_lay, packed::<S>(count), &s.v);
             for i in 0..blocks {
                 let range = block(i);
                 let own = seen_by(&range);
@@ -431,14 +462,15 @@ unsafe fn head<S: Simd, T: Float>(
                     adding.lay::<S>(live, range.len() * S::LANES, first..first + count, s);
                 }
                 let state = Block {
-                    q: s.q.as_ptr().add(at * d),
+                    q: s.q.as_ptr().add(at * steps),
                     o: s.o.as_mut_ptr().add(at * dv),
                     max: s.max.as_mut_ptr().add(at),
                     sum: s.sum.as_mut_ptr().add(at),
                     scores: s.scores.as_mut_ptr(),
                     added: adding.adds().then_some(s.added.as_ptr()),
-                    d,
+                    d: steps,
                     dv,
+                    scale: p.scale_log2e,
                     cap: [p.cap, p.cap_rate],
                     sink,
                     band: band.as_ref().and_then(|band| {
@@ -505,6 +537,12 @@ unsafe fn nothing<T: Float>(call: &Call<T>, b: usize, h: usize, queries: Range<u
             }
         }
     }
+}
+
+/// How many steps a product over `n` numbers takes: one a number, or one a pair.
+#[inline(always)]
+fn packed<S: Simd>(n: usize) -> usize {
+    if S::PAIRS { n.div_ceil(2) } else { n }
 }
 
 /// What is added to the scores of one head, in units of log2(e).
@@ -656,7 +694,7 @@ struct Lay {
     d: usize,
 }
 
-/// A tile of K or V in f32: element (key, e) is at `key * n + e * e_stride`.
+/// A tile of K or V in f32: element (key, e) is at `key * n + e * e_stride`, of pairs of elements, or of keys, likewise.
 #[derive(Clone, Copy)]
 struct Tile {
     from: *const f32,
@@ -852,8 +890,11 @@ struct Block {
     scores: *mut f32,
     /// What is added to them.
     added: Option<*const f32>,
+    /// Elements of Q, or pairs of them.
     d: usize,
     dv: usize,
+    /// What scores of pairs are yet to be multiplied with.
+    scale: f32,
     /// The softcap in units of log2(e), or 0, and the rate of its exponential.
     cap: [f32; 2],
     /// A score that was there before all keys, in units of log2(e).
@@ -896,10 +937,10 @@ impl Block {
                 let to = self.scores.add(key * width);
                 let rows = rows::<S>(count - key);
                 match rows {
-                    8 => max = Self::scores::<S, 8, W>(from, k, self.q, self.d, to, max),
-                    4 => max = Self::scores::<S, 4, W>(from, k, self.q, self.d, to, max),
-                    2 => max = Self::scores::<S, 2, W>(from, k, self.q, self.d, to, max),
-                    _ => max = Self::scores::<S, 1, W>(from, k, self.q, self.d, to, max),
+                    8 => max = self.scores::<S, 8, W>(from, k, to, max),
+                    4 => max = self.scores::<S, 4, W>(from, k, to, max),
+                    2 => max = self.scores::<S, 2, W>(from, k, to, max),
+                    _ => max = self.scores::<S, 1, W>(from, k, to, max),
                 }
                 key += rows;
             }
@@ -915,12 +956,24 @@ impl Block {
                     sum[w] = exp2::<S>(S::sub(before[w], shift[w]));
                 }
             }
-            for key in 0..count {
+            for step in 0..packed::<S>(count) {
                 for w in 0..W {
-                    let at = self.scores.add(key * width + w * S::LANES);
-                    let x = exp2::<S>(S::sub(S::load(at), shift[w]));
-                    sum[w] = S::add(sum[w], x);
-                    S::store(at, x);
+                    // What a step writes has been read: pairs take half the rows.
+                    let at = self.scores.add(step * width + w * S::LANES);
+                    if S::PAIRS {
+                        let pair = at.add(step * width);
+                        let low = exp2::<S>(S::sub(S::load(pair), shift[w]));
+                        let mut high = S::splat(0.0);
+                        if 2 * step + 1 < count {
+                            high = exp2::<S>(S::sub(S::load(pair.add(width)), shift[w]));
+                        }
+                        sum[w] = S::add(sum[w], S::add(low, high));
+                        S::store(at, S::pair(low, high));
+                    } else {
+                        let x = exp2::<S>(S::sub(S::load(at), shift[w]));
+                        sum[w] = S::add(sum[w], x);
+                        S::store(at, x);
+                    }
                 }
             }
             for w in 0..W {
@@ -928,16 +981,17 @@ impl Block {
                 S::store(self.sum.add(w * S::LANES), sum[w]);
             }
             let alpha = if first { None } else { Some(alpha) };
+            let steps = packed::<S>(count);
             let mut e = 0;
             while e < self.dv {
                 let from = v.from.add(e * v.e);
                 let to = self.o.add(e * width);
                 let rows = rows::<S>(self.dv - e);
                 match rows {
-                    8 => Self::values::<S, 8, W>(from, v, self.scores, count, to, alpha),
-                    4 => Self::values::<S, 4, W>(from, v, self.scores, count, to, alpha),
-                    2 => Self::values::<S, 2, W>(from, v, self.scores, count, to, alpha),
-                    _ => Self::values::<S, 1, W>(from, v, self.scores, count, to, alpha),
+                    8 => Self::values::<S, 8, W>(from, v, self.scores, steps, to, alpha),
+                    4 => Self::values::<S, 4, W>(from, v, self.scores, steps, to, alpha),
+                    2 => Self::values::<S, 2, W>(from, v, self.scores, steps, to, alpha),
+                    _ => Self::values::<S, 1, W>(from, v, self.scores, steps, to, alpha),
                 }
                 e += rows;
             }
@@ -975,10 +1029,9 @@ impl Block {
     /// The scores of `R` keys, and the largest of each query.
     #[inline(always)]
     unsafe fn scores<S: Simd, const R: usize, const W: usize>(
+        &self,
         from: *const f32,
         k: Tile,
-        q: *const f32,
-        d: usize,
         to: *mut f32,
         mut max: [S::V; W],
     ) -> [S::V; W] {
@@ -986,12 +1039,15 @@ impl Block {
         unsafe {
             let mut acc = [[S::splat(0.0); W]; R];
             if k.e == 1 {
-                product::<S, R, W>(from, k.n, 1, q, d, &mut acc);
+                product::<S, R, W>(from, k.n, 1, self.q, self.d, &mut acc);
             } else {
-                product::<S, R, W>(from, 1, k.e, q, d, &mut acc);
+                product::<S, R, W>(from, 1, k.e, self.q, self.d, &mut acc);
             }
             for r in 0..R {
                 for w in 0..W {
+                    if S::PAIRS {
+                        acc[r][w] = S::mul(acc[r][w], S::splat(self.scale));
+                    }
                     max[w] = S::max(max[w], acc[r][w]);
                     S::store(to.add((r * W + w) * S::LANES), acc[r][w]);
                 }
@@ -1006,7 +1062,7 @@ impl Block {
         from: *const f32,
         v: Tile,
         exponentials: *const f32,
-        count: usize,
+        steps: usize,
         to: *mut f32,
         alpha: Option<[S::V; W]>,
     ) {
@@ -1021,9 +1077,9 @@ impl Block {
                 }
             }
             if v.e == 1 {
-                product::<S, R, W>(from, 1, v.n, exponentials, count, &mut acc);
+                product::<S, R, W>(from, 1, v.n, exponentials, steps, &mut acc);
             } else {
-                product::<S, R, W>(from, v.e, 1, exponentials, count, &mut acc);
+                product::<S, R, W>(from, v.e, 1, exponentials, steps, &mut acc);
             }
             for r in 0..R {
                 for w in 0..W {
@@ -1096,7 +1152,7 @@ fn rows<S: Simd>(left: usize) -> usize {
     }
 }
 
-/// `acc[r] += sum over i < count of a[r * row + i * step] * b[i]`, `b` in rows of `W` vectors.
+/// `acc[r] += sum over i < count of a[r * row + i * step] * b[i]`, `b` in rows of `W` vectors; of numbers or of pairs.
 ///
 /// # Safety
 /// The pointers hold these elements, and the CPU has the instructions of `S`.
@@ -1120,7 +1176,11 @@ unsafe fn product<S: Simd, const R: usize, const W: usize>(
             for r in 0..R {
                 let scalar = S::splat(*a.add(r * row + i * step));
                 for w in 0..W {
-                    sums[r][w] = S::fma(scalar, vectors[w], sums[r][w]);
+                    sums[r][w] = if S::PAIRS {
+                        S::dot(scalar, vectors[w], sums[r][w])
+                    } else {
+                        S::fma(scalar, vectors[w], sums[r][w])
+                    };
                 }
             }
         }

@@ -20,20 +20,25 @@
 //! - With one channel a group on both sides, channels are multiplied one by one ([`Depthwise`]).
 
 use super::activation::activate;
+use super::scratch::{self, LINE, with_buffer};
 use super::simd::{Isa, Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
 use crate::dtype::{Dtype, Float};
+use crate::error::Result;
+use crate::op::Op;
 use crate::ops::Activation;
 use crate::ops::conv::{Conv, ConvArgs, ConvParams};
 use crate::target::cpu::Cpu;
 use arrayvec::ArrayVec;
 use std::cell::Cell;
 use std::ops::Range;
-use std::thread::LocalKey;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 /// Floats of scratch that a block of rows may take: it stays in the second cache beside a panel. Speed
 /// only.
 const SCRATCH: usize = 128 << 10;
+/// The most floats that each thread keeps for a block of rows: where one row of `out` sees more, a call asks for them.
+const MAX_KEPT: usize = 1 << 24;
 /// Tiles between two epilogues. Speed only.
 const STRIP_TILES: usize = 4;
 /// Pixels between two epilogues where the sums run along the taps, and the most there are.
@@ -49,14 +54,14 @@ const MAX_LANES: usize = 16;
 /// The most output channels for which sums run along the taps.
 const MAX_DOTS: usize = 4;
 
-pub(crate) fn run(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-    by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
+pub(crate) fn run(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
+    by_dtype!(args.out.dtype(), typed(op, p, args, cpu))
 }
 
-fn typed<T: Float>(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+fn typed<T: Float>(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
     let ConvArgs { x, weight, bias, sample_bias, residual, mut out } = args;
     if out.is_empty() {
-        return;
+        return Ok(());
     }
     let u = |v: u32| v as usize;
     let job = Job {
@@ -88,7 +93,7 @@ fn typed<T: Float>(op: Conv, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, c
         out: Out::new(&mut out),
         out_strides: [p.out_n, p.out_c, p.out_h, p.out_w].map(u),
     };
-    job.run(cpu);
+    job.run(cpu)
 }
 
 /// An input with the strides of its four axes.
@@ -263,7 +268,7 @@ impl<T: Float> Job<'_, T> {
             rows: kh,
             columns: if joined { 1 } else { kw },
             run: if joined { kw * self.c_in } else { self.c_in },
-            row_step: self.dilation[0] * row,
+            row_step: self.dilation[0].saturating_mul(row),
             column_step: self.dilation[1] * pixel,
             weight_row: 0,
             weight_column: 0,
@@ -278,8 +283,8 @@ impl<T: Float> Job<'_, T> {
             Method::Depthwise => (columns * width, SCRATCH / 4),
             _ => (columns * self.c_in, SCRATCH),
         };
-        let first = row_floats * ((kh - 1) * self.dilation[0] + 1);
-        let fit = 1 + scratch.saturating_sub(first) / (row_floats * self.stride[0]).max(1);
+        let first = row_floats.saturating_mul(self.seen(1));
+        let fit = 1 + scratch.saturating_sub(first) / row_floats.saturating_mul(self.stride[0]).max(1);
         let wanted = (4 * cpu.threads()).div_ceil(if across { tiles } else { self.batch });
         let blocks = if cpu.threads() > 1 { oh.div_ceil(fit).max(wanted.min(oh)) } else { oh.div_ceil(fit) };
         let flat = |s: [usize; 4]| s[2] == ow * s[3];
@@ -302,11 +307,35 @@ impl<T: Float> Job<'_, T> {
         }
     }
 
+    /// The rows of the padded image that so many rows of `out` see.
+    fn seen(&self, rows: usize) -> usize {
+        (rows - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1
+    }
+
     /// Computes the convolution.
-    fn run(&self, cpu: &Cpu) {
+    fn run(&self, cpu: &Cpu) -> Result<()> {
         let cut = &self.cut(cpu);
         let panels = cut.groups * cut.panels;
-        with_buffer(&PANELS, panels * cut.panel, |packed| {
+        let blocks = self.out_size[0].div_ceil(cut.rows);
+        let sizes = [cut.samples, cut.rows, self.out_size[1], panels, cut.panel];
+        let work = sizes.into_iter().fold(1, usize::saturating_mul);
+        // Samples of a tile are as equal in number as can be.
+        let tiles = self.batch.div_ceil(cut.samples);
+        let tasks = tiles * blocks;
+        let bunch = (WORTH_A_TASK / work.max(1)).clamp(1, tasks.div_ceil(4 * cpu.threads()));
+        let bunches = tasks.div_ceil(bunch);
+
+        // All memory that grows with an axis, before anything is written.
+        let packed_size = panels.saturating_mul(cut.panel);
+        scratch::grow(&PANELS, Conv::NAME, "weight", packed_size)?;
+        let rows_size = if cut.direct { 0 } else { self.seen(cut.rows).saturating_mul(cut.row) };
+        let size = cut.sums().saturating_add(rows_size);
+        let workers = bunches.min(cpu.threads());
+        let step = size.checked_next_multiple_of(LINE).unwrap_or(usize::MAX);
+        let asked = if size > MAX_KEPT { workers.saturating_mul(step) } else { 0 };
+        let mut buffers = scratch::zeros(Conv::NAME, "x", asked)?;
+
+        with_buffer(&PANELS, packed_size, |packed| {
             let packed = Shared(packed);
             let pack = |index: usize| {
                 cut.isa.run(Pack {
@@ -318,104 +347,116 @@ impl<T: Float> Job<'_, T> {
                     to: unsafe { packed.get().add(index * cut.panel) },
                 });
             };
-            if panels * cut.panel > SCRATCH {
+            if packed_size > SCRATCH {
                 cpu.each(panels, pack)
             } else {
                 (0..panels).for_each(pack)
             }
 
-            let blocks = self.out_size[0].div_ceil(cut.rows);
-            let work = cut.samples * cut.rows * self.out_size[1] * panels * cut.panel;
-            // Samples of a tile are as equal in number as can be.
-            let tiles = self.batch.div_ceil(cut.samples);
-            let tasks = tiles * blocks;
-            let bunch = (WORTH_A_TASK / work.max(1)).clamp(1, tasks.div_ceil(4 * cpu.threads()));
-            cpu.each(tasks.div_ceil(bunch), |t| {
+            let compute = |t: usize, buffer: *mut f32| {
                 for task in t * bunch..tasks.min((t + 1) * bunch) {
                     let first = task % blocks * cut.rows;
                     let rows = first..self.out_size[0].min(first + cut.rows);
                     let tile = task / blocks;
                     let samples = tile * self.batch / tiles..(tile + 1) * self.batch / tiles;
                     if cut.samples > 1 {
-                        self.across(cut, packed.get(), samples, rows);
+                        self.across(cut, packed.get(), buffer, samples, rows);
                     } else {
-                        self.block(cut, packed.get(), tile, rows);
+                        self.block(cut, packed.get(), buffer, tile, rows);
                     }
+                }
+            };
+            if buffers.is_empty() {
+                cpu.each(bunches, |t| with_buffer(&ROWS, size, |buffer| compute(t, buffer)));
+                return;
+            }
+            let (buffers, next) = (Shared(buffers.as_mut_ptr()), AtomicUsize::new(0));
+            cpu.each(workers, |worker| {
+                // SAFETY: there is one for each worker.
+                let buffer = unsafe { buffers.get().add(worker * step) };
+                loop {
+                    let t = next.fetch_add(1, Ordering::Relaxed);
+                    if t >= bunches {
+                        return;
+                    }
+                    compute(t, buffer);
                 }
             });
         });
+        Ok(())
     }
 
-    /// Computes rows `rows` of one sample. The panels are packed.
-    fn block(&self, cut: &Cut, packed: *const f32, sample: usize, rows: Range<usize>) {
-        let seen = (rows.len() - 1) * self.stride[0] + (self.kernel[0] - 1) * self.dilation[0] + 1;
+    /// Computes rows `rows` of one sample. The panels are packed, and the buffer holds the sums of a strip and what is seen.
+    fn block(&self, cut: &Cut, packed: *const f32, buffer: *mut f32, sample: usize, rows: Range<usize>) {
+        let seen = self.seen(rows.len());
         let first_row = rows.start * self.stride[0];
-        let scratch = if cut.direct { 0 } else { seen * cut.row };
-        let sums = cut.sums();
-        with_buffer(&ROWS, sums + scratch, |buffer| {
-            let scratch = buffer.wrapping_add(sums);
-            let base = |first_channel: usize, channels: usize| {
-                if cut.direct {
-                    // SAFETY: there is no padding, so the first row that is seen is inside the image; T is f32.
-                    unsafe { self.x.at([sample, first_channel, first_row, 0]).cast::<f32>() }
-                } else {
-                    let rows = first_row..first_row + seen;
-                    cut.isa.run(Fill { job: self, cut, sample, first_channel, channels, rows, to: scratch });
-                    scratch.cast_const()
+        let scratch = buffer.wrapping_add(cut.sums());
+        let base = |first_channel: usize, channels: usize| {
+            if cut.direct {
+                // SAFETY: there is no padding, so the first row that is seen is inside the image; T is f32.
+                unsafe { self.x.at([sample, first_channel, first_row, 0]).cast::<f32>() }
+            } else {
+                let rows = first_row..first_row + seen;
+                cut.isa.run(Fill { job: self, cut, sample, first_channel, channels, rows, to: scratch });
+                scratch.cast_const()
+            }
+        };
+        for group in 0..cut.groups {
+            let mut from = std::ptr::null();
+            for panel in 0..cut.panels {
+                let channels = cut.channels_of(self, panel);
+                if cut.method == Method::Depthwise {
+                    from = base(channels.start, channels.len());
+                } else if panel == 0 {
+                    from = base(group * self.c_in, self.c_in);
                 }
-            };
-            for group in 0..cut.groups {
-                let mut from = std::ptr::null();
-                for panel in 0..cut.panels {
-                    let channels = cut.channels_of(self, panel);
-                    if cut.method == Method::Depthwise {
-                        from = base(channels.start, channels.len());
-                    } else if panel == 0 {
-                        from = base(group * self.c_in, self.c_in);
-                    }
-                    let channels = group * self.c_out + channels.start..group * self.c_out + channels.end;
-                    let mut biases = [0.0f32; 2 * MAX_LANES];
-                    self.biases(sample, channels.clone(), &mut biases);
-                    // SAFETY: the panel was packed.
-                    let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
-                    let pixels = rows.len() * self.out_size[1];
-                    let segment = if cut.flat || !cut.by_pixels { pixels } else { self.out_size[1] };
-                    for first in (0..pixels).step_by(segment) {
-                        let panel =
-                            Panel { job: self, cut, channels: channels.clone(), weights, sums: buffer };
-                        panel.segment(sample, &rows, first..first + segment, from, &biases);
-                    }
+                let channels = group * self.c_out + channels.start..group * self.c_out + channels.end;
+                let mut biases = [0.0f32; 2 * MAX_LANES];
+                self.biases(sample, channels.clone(), &mut biases);
+                // SAFETY: the panel was packed.
+                let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
+                let pixels = rows.len() * self.out_size[1];
+                let segment = if cut.flat || !cut.by_pixels { pixels } else { self.out_size[1] };
+                for first in (0..pixels).step_by(segment) {
+                    let panel = Panel { job: self, cut, channels: channels.clone(), weights, sums: buffer };
+                    panel.segment(sample, &rows, first..first + segment, from, &biases);
                 }
             }
-        });
+        }
     }
 
-    /// Computes rows `rows` of several samples, a pixel of all samples at a time. The panels are packed.
-    fn across(&self, cut: &Cut, packed: *const f32, samples: Range<usize>, rows: Range<usize>) {
-        with_buffer(&ROWS, cut.sums(), |sums| {
-            for group in 0..cut.groups {
-                for panel in 0..cut.panels {
-                    let channels = cut.channels_of(self, panel);
-                    let channels = group * self.c_out + channels.start..group * self.c_out + channels.end;
-                    let mut biases = [0.0f32; 2 * MAX_LANES * MAX_PIXELS];
-                    for (s, biases) in samples.clone().zip(biases.chunks_mut(2 * MAX_LANES)) {
-                        self.biases(s, channels.clone(), biases);
-                    }
-                    // SAFETY: the panel was packed.
-                    let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
-                    let panel = Panel { job: self, cut, channels, weights, sums };
-                    let mut strip = Strip::new();
-                    for y in rows.clone() {
-                        let tap_rows = self.inside(0, y);
-                        for x in 0..self.out_size[1] {
-                            let tap_columns = self.inside(1, x);
-                            panel.pixel(group, &samples, [y, x], [&tap_rows, &tap_columns], &mut strip);
-                            panel.compute(&mut strip, &biases);
-                        }
+    /// Computes rows `rows` of several samples, a pixel of all samples at a time. The panels are packed, and there is room
+    /// for the sums of a strip.
+    fn across(
+        &self,
+        cut: &Cut,
+        packed: *const f32,
+        sums: *mut f32,
+        samples: Range<usize>,
+        rows: Range<usize>,
+    ) {
+        for group in 0..cut.groups {
+            for panel in 0..cut.panels {
+                let channels = cut.channels_of(self, panel);
+                let channels = group * self.c_out + channels.start..group * self.c_out + channels.end;
+                let mut biases = [0.0f32; 2 * MAX_LANES * MAX_PIXELS];
+                for (s, biases) in samples.clone().zip(biases.chunks_mut(2 * MAX_LANES)) {
+                    self.biases(s, channels.clone(), biases);
+                }
+                // SAFETY: the panel was packed.
+                let weights = unsafe { packed.add((group * cut.panels + panel) * cut.panel) };
+                let panel = Panel { job: self, cut, channels, weights, sums };
+                let mut strip = Strip::new();
+                for y in rows.clone() {
+                    let tap_rows = self.inside(0, y);
+                    for x in 0..self.out_size[1] {
+                        let tap_columns = self.inside(1, x);
+                        panel.pixel(group, &samples, [y, x], [&tap_rows, &tap_columns], &mut strip);
+                        panel.compute(&mut strip, &biases);
                     }
                 }
             }
-        });
+        }
     }
 
     /// Bias and sample bias of some output channels.
@@ -462,21 +503,8 @@ thread_local! {
     static ROWS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
 }
 
-/// Calls `work` with `len` floats at a cache line's boundary, in a buffer that this thread keeps from
-/// call to call. What it holds is left over from earlier calls.
-fn with_buffer(kept: &'static LocalKey<Cell<Vec<f32>>>, len: usize, work: impl FnOnce(*mut f32)) {
-    const LINE: usize = 16;
-    // Taken while in use: work that this thread steals meanwhile then allocates its own.
-    let mut buffer = kept.take();
-    if buffer.len() < len + LINE {
-        buffer = vec![0.0; len + LINE];
-    }
-    let start = buffer.as_ptr().align_offset(64).min(LINE);
-    work(buffer[start..].as_mut_ptr());
-    kept.set(buffer);
-}
-
-/// Packed weights that threads share: each panel is written by one thread, and read after all are written.
+/// Memory that threads share: packed weights, of which each panel is written by one thread, and read after all are written;
+/// buffers, of which each worker has one.
 #[derive(Clone, Copy)]
 struct Shared(*mut f32);
 // SAFETY: see above; every use is in an unsafe block that says who else is there.

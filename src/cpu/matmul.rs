@@ -19,6 +19,7 @@
 //! how many other rows there are, nor on the number of threads.
 
 use super::activation::activate;
+use super::scratch::with_buffer;
 use super::simd::{Kernel, Simd};
 use super::strided::{In, Out, by_dtype};
 use crate::dtype::Float;
@@ -27,7 +28,6 @@ use crate::ops::matmul::{Matmul, MatmulArgs, MatmulParams};
 use crate::target::cpu::Cpu;
 use std::cell::Cell;
 use std::ops::Range;
-use std::thread::LocalKey;
 
 /// The longest stretch of k that is packed at once: a tile of `a` then stays in the first cache and a
 /// block of tiles in the second. Speed only.
@@ -36,6 +36,10 @@ const KC: usize = 512;
 const NC_PANELS: usize = 64;
 /// Tiles of `a` packed at once. Speed only.
 const MC_TILES: usize = 12;
+/// The most floats of unfinished sums: of taller products one part is computed after the other.
+const SUMS: usize = 1 << 24;
+/// The most floats of `a` that [`FewRows`] has a copy of.
+const FEW: usize = 1 << 22;
 /// Multiply-adds that are worth waking a thread for. Speed only.
 const WORTH_A_THREAD: usize = 400_000;
 /// The most rows and columns of a micro-tile on any instruction set.
@@ -121,6 +125,10 @@ impl Place {
     fn transposed(self) -> Self {
         Self { start: self.start, row: self.column, column: self.row }
     }
+
+    fn from_row(self, i: usize) -> Self {
+        Self { start: self.of(i, 0), ..self }
+    }
 }
 
 /// An input matrix.
@@ -141,6 +149,10 @@ impl<T: Float> Matrix<'_, T> {
 
     fn transposed(self) -> Self {
         Self { at: self.at, place: self.place.transposed() }
+    }
+
+    fn from_row(self, i: usize) -> Self {
+        Self { at: self.at, place: self.place.from_row(i) }
     }
 }
 
@@ -180,12 +192,24 @@ impl<T: Float> Product<'_, T> {
         }
     }
 
+    /// Some rows of the result.
+    fn part(self, rows: Range<usize>) -> Self {
+        Self {
+            m: rows.len(),
+            a: self.a.from_row(rows.start),
+            bias: self.bias.map(|bias| bias.from_row(rows.start)),
+            residual: self.residual.map(|residual| residual.from_row(rows.start)),
+            out_place: self.out_place.from_row(rows.start),
+            ..self
+        }
+    }
+
     /// Computes the product with work cut for `threads` threads.
     fn compute(&self, cpu: &Cpu, threads: usize) {
         let isa = cpu.isa();
         let shape = isa.run(ShapeOf);
         let each = |count: usize, work: &(dyn Fn(usize) + Sync)| each(cpu, threads, count, work);
-        if self.m <= 4 && self.k > 0 && self.b.place.column == 1 {
+        if self.m <= 4 && self.k > 0 && self.m * self.k <= FEW && self.b.place.column == 1 {
             let columns = self.n.div_ceil(threads).next_multiple_of(shape.columns);
             each(self.n.div_ceil(columns), &|t| {
                 with_buffer(&TILES, self.m * self.k, |a| {
@@ -198,13 +222,20 @@ impl<T: Float> Product<'_, T> {
             });
             return;
         }
-        let tiles = self.m.div_ceil(shape.rows);
         let panels = self.n.div_ceil(shape.columns);
+        let nc = panels.min(NC_PANELS);
+        let steps = self.k.div_ceil(KC).max(1);
+        let most = SUMS / (nc * shape.columns * shape.rows) * shape.rows;
+        if steps > 1 && self.m > most {
+            for first in (0..self.m).step_by(most) {
+                self.part(first..self.m.min(first + most)).compute(cpu, threads);
+            }
+            return;
+        }
+        let tiles = self.m.div_ceil(shape.rows);
         // Panels that few tiles use are not worth a pass of their own over `b`.
         let few_tiles = tiles <= 2;
-        let steps = self.k.div_ceil(KC).max(1);
         let kc = self.k.div_ceil(steps);
-        let nc = panels.min(NC_PANELS);
         // A few blocks of rows a thread even out their speeds; columns are cut where rows are too few.
         let row_blocks = match threads {
             _ if few_tiles => 1,
@@ -270,20 +301,6 @@ thread_local! {
     static PANELS: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
     /// Packed tiles of `a`, by the thread that multiplies them.
     static TILES: Cell<Vec<f32>> = const { Cell::new(Vec::new()) };
-}
-
-/// Calls `work` with `len` floats at a cache line's boundary, in a buffer that this thread keeps from
-/// call to call. What it holds is left over from earlier calls.
-fn with_buffer(kept: &'static LocalKey<Cell<Vec<f32>>>, len: usize, work: impl FnOnce(*mut f32)) {
-    const LINE: usize = 16;
-    // Taken while in use: work that this thread steals meanwhile then allocates its own.
-    let mut buffer = kept.take();
-    if buffer.len() < len + LINE {
-        buffer = vec![0.0; len + LINE];
-    }
-    let start = buffer.as_ptr().align_offset(64).min(LINE);
-    work(buffer[start..].as_mut_ptr());
-    kept.set(buffer);
 }
 
 /// Calls `work` for each of `0..count`, on `threads` threads if there are more than one.

@@ -8,6 +8,7 @@ pub(crate) mod matmul;
 pub(crate) mod merge;
 pub(crate) mod norm;
 pub(crate) mod resample;
+pub(crate) mod scratch;
 pub(crate) mod simd;
 pub(crate) mod step;
 pub(crate) mod strided;

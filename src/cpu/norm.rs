@@ -4,7 +4,7 @@
 //!   register holds neighbouring channels, whatever the size of a group. Sums are kept per channel and
 //!   folded into groups at the end.
 //! - Dense rows: a task is a few rows, and a register holds neighbours of a row.
-//! - Any other strides: element by element.
+//! - Any other strides, and more channels than there should be tables for: element by element.
 //!
 //! Sums are f32 in each lane and f64 where lanes meet.
 
@@ -22,6 +22,12 @@ const TASK: usize = 16 << 10;
 
 /// Bytes of a sample's part that should stay in the L2 cache between passes.
 const PART: usize = 512 << 10;
+
+/// The most channels that a task has tables for.
+const MAX_CHANNELS: usize = 1 << 22;
+
+/// The most elements that are kept between passes, where rows are taken element by element.
+const BLOCK: usize = 1 << 20;
 
 pub(crate) fn run(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
     by_dtype!(args.out.dtype(), typed(op, p, args, cpu));
@@ -61,7 +67,9 @@ fn typed<T: Float>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, c
     // Of a group, the channel axis is the step from row to row cut into its channels.
     let channels_last = p.ch_r > 0
         && if p.ch_r > 1 { dense && p.ch_i == 1 } else { p.per_sample > 1 && p.x_r == 1 && p.out_r == 1 };
-    if channels_last && !(dense && p.ch_i == 0) {
+    let channels = if p.ch_r == 0 { len } else { p.ch_r as usize * per_sample };
+    let tables = channels <= MAX_CHANNELS;
+    if tables && channels_last && !(dense && p.ch_i == 0) {
         let samples = rows / per_sample;
         let enough = (2 * cpu.threads()).div_ceil(samples).min((len * per_sample).div_ceil(TASK));
         let parts = enough.max((len * per_sample * size_of::<T>()).div_ceil(PART));
@@ -82,7 +90,7 @@ fn typed<T: Float>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, c
     let count = (TASK / len).clamp(1, rows.div_ceil(4 * cpu.threads()).max(1));
     cpu.each(rows.div_ceil(count), |task| {
         let range = task * count..rows.min((task + 1) * count);
-        if dense && (p.ch_i == 0 || p.len == p.inner) {
+        if tables && dense && (p.ch_i == 0 || p.len == p.inner) {
             cpu.isa().run(Rows { call: &call, range });
         } else {
             range.for_each(|row| call.scattered(row, cpu.isa()));
@@ -127,37 +135,65 @@ impl<T: Float> Call<'_, T> {
         }
     }
 
-    /// One row, element by element.
+    /// One row, element by element, a block of them after the other.
     fn scattered(&self, row: usize, isa: Isa) {
         let p = &self.p;
         let (n, r) = (row / p.per_sample as usize, row % p.per_sample as usize);
         let from = n * p.x_n as usize + r * p.x_r as usize;
         let to = n * p.out_n as usize + r * p.out_r as usize;
-        let (inner, mid) = (p.inner as usize, p.mid as usize);
-        let mut values = Vec::with_capacity(p.len as usize);
-        let mut maps = Vec::with_capacity(p.len as usize);
-        for e in 0..p.len as usize {
-            let (i, m, o) = (e % inner, e / inner % mid, e / inner / mid);
-            let at = from + i * p.x_i as usize + m * p.x_m as usize + o * p.x_o as usize;
-            // SAFETY: (i, m, o) is inside row r of sample n.
-            values.push(unsafe { *self.x.at(at) }.to_f32());
-            let c = r * p.ch_r as usize + i * p.ch_i as usize + m * p.ch_m as usize + o * p.ch_o as usize;
-            maps.push(self.affine(n, c));
+        let (inner, mid, len) = (p.inner as usize, p.mid as usize, p.len as usize);
+        let place = |e: usize| (e % inner, e / inner % mid, e / inner / mid);
+        let blocks = || (0..len).step_by(BLOCK).map(move |first| first..len.min(first + BLOCK));
+        let load = |block: Range<usize>, values: &mut Vec<f32>, maps: &mut Vec<(f32, f32)>| {
+            values.clear();
+            maps.clear();
+            for e in block {
+                let (i, m, o) = place(e);
+                let at = from + i * p.x_i as usize + m * p.x_m as usize + o * p.x_o as usize;
+                // SAFETY: (i, m, o) is inside row r of sample n.
+                values.push(unsafe { *self.x.at(at) }.to_f32());
+                let c = r * p.ch_r as usize + i * p.ch_i as usize + m * p.ch_m as usize + o * p.ch_o as usize;
+                maps.push(self.affine(n, c));
+            }
+        };
+        let kept = len.min(BLOCK);
+        let (mut values, mut maps) = (Vec::with_capacity(kept), Vec::with_capacity(kept));
+        // The only block is loaded once, others before each pass.
+        load(0..kept, &mut values, &mut maps);
+        let mut pass = |f: &mut dyn FnMut(f64)| {
+            for block in blocks() {
+                if len > BLOCK {
+                    load(block, &mut values, &mut maps);
+                }
+                values.iter().for_each(|&v| f(f64::from(v)));
+            }
+        };
+        let mut total = 0.0;
+        if self.center {
+            pass(&mut |v| total += v);
         }
-        let len = f64::from(p.len);
-        let sum = |f: &dyn Fn(f64) -> f64| values.iter().map(|&v| f(f64::from(v))).sum::<f64>();
-        let mean = if self.center { (sum(&|v| v) / len) as f32 } else { 0.0 };
-        let off = |v: f64| v - f64::from(mean);
-        let s = self.statistics(mean, sum(&off), sum(&|v| off(v) * off(v)));
-        for (v, (factor, summand)) in values.iter_mut().zip(maps) {
-            *v = (*v - s.mean) * s.inverse * factor + summand;
-        }
-        isa.run(Activate(self.activation, &mut values));
-        for (e, v) in values.into_iter().enumerate() {
-            let (i, m, o) = (e % inner, e / inner % mid, e / inner / mid);
-            let at = to + i * p.out_i as usize + m * p.out_m as usize + o * p.out_o as usize;
-            // SAFETY: as above; each row belongs to one task.
-            unsafe { *self.out.at(at) = T::from_f32(v) };
+        let mean = (total / f64::from(p.len)) as f32;
+        let (mut first, mut second) = (0.0, 0.0);
+        pass(&mut |v| {
+            let off = v - f64::from(mean);
+            first += off;
+            second += off * off;
+        });
+        let s = self.statistics(mean, first, second);
+        for block in blocks() {
+            if len > BLOCK {
+                load(block.clone(), &mut values, &mut maps);
+            }
+            for (v, (factor, summand)) in values.iter_mut().zip(&maps) {
+                *v = (*v - s.mean) * s.inverse * factor + summand;
+            }
+            isa.run(Activate(self.activation, &mut values));
+            for (e, &v) in block.zip(&values) {
+                let (i, m, o) = place(e);
+                let at = to + i * p.out_i as usize + m * p.out_m as usize + o * p.out_o as usize;
+                // SAFETY: as above; each row belongs to one task.
+                unsafe { *self.out.at(at) = T::from_f32(v) };
+            }
         }
     }
 }

@@ -22,6 +22,9 @@ pub enum Isa {
     /// x86-64 AVX-512 F, BW, DQ and VL, 16 lanes.
     #[cfg(target_arch = "x86_64")]
     Avx512,
+    /// The same with AVX512_BF16: attention multiplies bf16 without converting it.
+    #[cfg(target_arch = "x86_64")]
+    Avx512Bf16,
 }
 
 impl Isa {
@@ -39,6 +42,9 @@ impl Isa {
             }
             if avx2 && has!("avx512f") && has!("avx512bw") && has!("avx512dq") && has!("avx512vl") {
                 all.push(Self::Avx512);
+                if has!("avx512bf16") {
+                    all.push(Self::Avx512Bf16);
+                }
             }
         }
         all
@@ -59,6 +65,8 @@ impl Isa {
             Self::Avx2 => "avx2",
             #[cfg(target_arch = "x86_64")]
             Self::Avx512 => "avx512",
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512Bf16 => "avx512bf16",
         }
     }
 
@@ -72,6 +80,12 @@ impl Isa {
         fn avx512<K: Kernel>(kernel: K) -> K::Output {
             // SAFETY: this function has the instructions that Avx512 uses.
             unsafe { kernel.run::<x86::Avx512>() }
+        }
+        #[cfg(target_arch = "x86_64")]
+        #[target_feature(enable = "avx512bf16,avx512f,avx512bw,avx512dq,avx512vl,avx2,fma,f16c")]
+        fn avx512bf16<K: Kernel>(kernel: K) -> K::Output {
+            // SAFETY: this function has the instructions that Avx512Bf16 uses.
+            unsafe { kernel.run::<x86::Avx512Bf16>() }
         }
         #[cfg(target_arch = "x86_64")]
         #[target_feature(enable = "avx2,fma,f16c")]
@@ -90,7 +104,10 @@ impl Isa {
             Self::Avx2 => unsafe { avx2(kernel) },
             // SAFETY: as above.
             #[cfg(target_arch = "x86_64")]
-            Self::Avx512 => unsafe { avx512(kernel) },
+            Self::Avx512Bf16 if K::PAIRS => unsafe { avx512bf16(kernel) },
+            // SAFETY: as above.
+            #[cfg(target_arch = "x86_64")]
+            Self::Avx512 | Self::Avx512Bf16 => unsafe { avx512(kernel) },
         }
     }
 }
@@ -109,6 +126,8 @@ pub(crate) fn fence() {
 pub(crate) trait Kernel {
     /// What it returns.
     type Output;
+    /// Whether it asks for [`Simd::dot`]: others are not compiled once more for the sets that have it.
+    const PAIRS: bool = false;
     /// The computation. Implementations are `#[inline(always)]`.
     ///
     /// # Safety
@@ -168,6 +187,20 @@ pub(crate) trait Simd: Copy + 'static {
     /// `2^a` for integral `a` in -126..=127; 0 of -127.
     unsafe fn pow2(a: Self::V) -> Self::V;
     unsafe fn sum(a: Self::V) -> f32;
+
+    /// Whether there are [`Simd::pair`] and [`Simd::dot`]: nobody may call them where there are not.
+    const PAIRS: bool = false;
+    /// Each lane the bits of two bf16, `low` in the lower half, rounded to nearest; what is below the smallest normal number
+    /// becomes 0.
+    #[inline(always)]
+    unsafe fn pair(_low: Self::V, _high: Self::V) -> Self::V {
+        unreachable!("asked for what `PAIRS` says is not there")
+    }
+    /// `a.low * b.low + a.high * b.high + c` of pairs, accumulated in f32; what is below the smallest normal number counts as 0.
+    #[inline(always)]
+    unsafe fn dot(_a: Self::V, _b: Self::V, _c: Self::V) -> Self::V {
+        unreachable!("asked for what `PAIRS` says is not there")
+    }
 
     /// A full register from any dtype.
     #[inline(always)]
@@ -381,18 +414,21 @@ mod x86 {
     use super::{Float, Simd, bf16, f16};
     use std::arch::x86_64::*;
 
-    /// 16 lanes.
+    /// 16 lanes, with or without products of pairs of bf16.
     #[derive(Clone, Copy)]
-    pub(crate) struct Avx512;
+    pub(crate) struct Avx512With<const PAIRS: bool>;
+    pub(crate) type Avx512 = Avx512With<false>;
+    pub(crate) type Avx512Bf16 = Avx512With<true>;
     /// 8 lanes.
     #[derive(Clone, Copy)]
     pub(crate) struct Avx2;
 
     #[allow(clippy::undocumented_unsafe_blocks, reason = "the trait's contract covers every body")]
-    impl Simd for Avx512 {
+    impl<const PAIRS: bool> Simd for Avx512With<PAIRS> {
         type V = __m512;
         const LANES: usize = 16;
         const REGISTERS: usize = 32;
+        const PAIRS: bool = PAIRS;
 
         #[inline(always)]
         unsafe fn splat(x: f32) -> __m512 {
@@ -499,6 +535,19 @@ mod x86 {
                 let n = _mm512_add_epi32(_mm512_cvtps_epi32(a), _mm512_set1_epi32(127));
                 _mm512_castsi512_ps(_mm512_slli_epi32::<23>(n))
             }
+        }
+        #[inline(always)]
+        unsafe fn pair(low: __m512, high: __m512) -> __m512 {
+            unsafe {
+                let low: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(low));
+                let high: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(high));
+                let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
+                _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
+            }
+        }
+        #[inline(always)]
+        unsafe fn dot(a: __m512, b: __m512, c: __m512) -> __m512 {
+            unsafe { _mm512_dpbf16_ps(c, std::mem::transmute(a), std::mem::transmute(b)) }
         }
         #[inline(always)]
         unsafe fn sum(a: __m512) -> f32 {
@@ -943,6 +992,49 @@ mod tests {
                     S::put_n(self.1.as_mut_ptr().add(i), S::load_n(self.0.as_ptr().add(i), m), m);
                     S::store_n(self.2.as_mut_ptr().add(i), S::get_n(self.1.as_ptr().add(i), m), m);
                 }
+            }
+        }
+    }
+
+    struct Dot<'a>(&'a [f32; 64], &'a mut [f32; 16]);
+    impl Kernel for Dot<'_> {
+        type Output = bool;
+        const PAIRS: bool = true;
+        #[inline(always)]
+        unsafe fn run<S: Simd>(self) -> bool {
+            if S::PAIRS {
+                // SAFETY: both arrays hold whole registers of no more than 16 lanes.
+                unsafe {
+                    let x = self.0.as_ptr();
+                    let a = S::pair(S::load(x), S::load(x.add(16)));
+                    let b = S::pair(S::load(x.add(32)), S::load(x.add(48)));
+                    S::store(self.1.as_mut_ptr(), S::dot(a, b, S::splat(0.5)));
+                }
+            }
+            S::PAIRS
+        }
+    }
+
+    #[test]
+    fn pairs_are_multiplied() {
+        let mut x = [0.0; 64];
+        for (i, x) in x.iter_mut().enumerate() {
+            *x = (i as f32 * 0.37).sin() * 3.0;
+        }
+        x[5] = f32::INFINITY;
+        x[6] = f32::NAN;
+        let b = |i: usize| bf16::from_f32(x[i]).to_f32();
+        for isa in Isa::available() {
+            let mut y = [0.0; 16];
+            if !isa.run(Dot(&x, &mut y)) {
+                continue;
+            }
+            for (i, y) in y.into_iter().enumerate() {
+                let want = 0.5 + b(i) * b(32 + i) + b(16 + i) * b(48 + i);
+                assert!(
+                    (y - want).abs() < 1e-5 || y == want || y.is_nan() && want.is_nan(),
+                    "{i}: {y} {want}"
+                );
             }
         }
     }

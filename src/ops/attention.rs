@@ -32,7 +32,7 @@ use crate::view::View;
 /// `softmax_scale * q` that are too: each is rounded and compared with the largest before it is exponentiated. Tiles of keys that no query of a block sees are skipped. Of a hidden key `k`
 /// may hold anything, `v` any number but NaN and infinity; past the lengths of sequences both may hold anything.
 ///
-/// Kernels for GPUs take heads of at most 512 elements; the CPU takes any.
+/// Kernels for GPUs take heads of at most 512 elements; the CPU takes up to 65536.
 ///
 /// ```
 /// use advect::{Cpu, View, ops::{Attention, AttentionArgs}};
@@ -353,6 +353,8 @@ const NAME: &str = "attention";
 
 /// The largest head of the GPU kernels: their accumulators live in registers.
 const MAX_HEAD_DIM: u32 = 512;
+/// The largest anywhere.
+const MAX_CHANNELS: usize = 1 << 16;
 /// The largest of the tensor-core kernel; beyond it the tiled one serves 16-bit dtypes too.
 const MMA_MAX_HEAD_DIM: u32 = 256;
 
@@ -394,6 +396,12 @@ unsafe impl Op for Attention {
         check::shape(NAME, "q", q, &[q_b, h, q_n, d])?;
         check::shape(NAME, "k", k, &[k_b, if divides { kv_heads } else { h }, k_n, d])?;
         check::shape(NAME, "v", v, &[k_b, kv_heads, k_n, dv])?;
+        for (arg, got) in [("q", d), ("v", dv)] {
+            if got > MAX_CHANNELS {
+                let wanted = format!("at most {MAX_CHANNELS} elements of a head");
+                return Err(Error::argument(NAME, arg, wanted, got));
+            }
+        }
         if !(1..=MAX_SPLITS).contains(&self.splits) {
             return Err(Error::argument(NAME, "splits", format!("1 to {MAX_SPLITS}"), self.splits));
         }
@@ -541,8 +549,13 @@ unsafe impl Op for Attention {
         }
     }
 
-    unsafe fn cpu(&self, p: &AttentionParams, args: AttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-        crate::cpu::attention::run(*self, p, args, cpu);
+    unsafe fn cpu(
+        &self,
+        p: &AttentionParams,
+        args: AttentionArgs<&[u8], &mut [u8]>,
+        cpu: &Cpu,
+    ) -> Result<()> {
+        crate::cpu::attention::run(*self, p, args, cpu)
     }
 
     fn map<I, O, J, P>(

@@ -155,6 +155,9 @@ const DEPTHWISE: &str = "conv_depthwise";
 
 /// The largest padded image along one axis: kernels compute positions in it with 32 bits.
 const MAX_PADDED: usize = i32::MAX as usize;
+/// The most taps of a window, over the input channels: kernels count them with 32 bits. Only repeated weights, or empty
+/// ones, can have more.
+const MAX_TAPS: usize = i32::MAX as usize;
 
 impl ConvParams {
     /// Pixels of `out`, over the batch. Saturates: only an empty result can have that many.
@@ -220,6 +223,11 @@ unsafe impl Op for Conv {
         }
         check::shape(NAME, "weight", weight, &[c_out, channels / groups, kh, kw])?;
         let (oh, ow) = (self.out_size(0, h, kh)?, self.out_size(1, w, kw)?);
+        let taps = [kh, kw].into_iter().fold((channels / groups).max(1), usize::saturating_mul);
+        if taps > MAX_TAPS {
+            let wanted = format!("at most {MAX_TAPS} taps, over the input channels of a group");
+            return Err(Error::argument(NAME, "weight", wanted, taps));
+        }
         if let Some(bias) = bias {
             check::shape(NAME, "bias", bias, &[c_out])?;
         }
@@ -318,8 +326,8 @@ unsafe impl Op for Conv {
         Cost { flops: 2.0 * total * c_in * taps, bytes: elements * size }
     }
 
-    unsafe fn cpu(&self, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
-        crate::cpu::conv::run(*self, p, args, cpu);
+    unsafe fn cpu(&self, p: &ConvParams, args: ConvArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
+        crate::cpu::conv::run(*self, p, args, cpu)
     }
 
     fn map<I, O, J, P>(

@@ -500,8 +500,14 @@ unsafe impl Op for LinearAttention {
         }
     }
 
-    unsafe fn cpu(&self, p: &LinearAttentionParams, args: LinearAttentionArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(
+        &self,
+        p: &LinearAttentionParams,
+        args: LinearAttentionArgs<&[u8], &mut [u8]>,
+        cpu: &Cpu,
+    ) -> Result<()> {
         crate::cpu::linear_attention::run(*self, p, args, cpu);
+        Ok(())
     }
 
     fn map<I, O, J, P>(

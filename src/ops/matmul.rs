@@ -94,6 +94,9 @@ crate::params! {
 
 const NAME: &str = "matmul";
 
+/// The longest sum. Only repeated operands, or empty ones, can have longer ones.
+const MAX_TERMS: usize = i32::MAX as usize;
+
 /// The kernels, by their name in the files.
 const TILE: &str = "matmul_tile";
 const MMA: &str = "matmul_mma";
@@ -146,6 +149,10 @@ unsafe impl Op for Matmul {
         let Some(&k) = a.shape().last() else {
             return Err(Error::argument(NAME, "a", "2 axes [m, k] or 3 axes [batch, m, k]", "no axes"));
         };
+        // Kernels count them in steps, with 32 bits.
+        if k > MAX_TERMS {
+            return Err(Error::argument(NAME, "a", format!("at most {MAX_TERMS} terms of a sum"), k));
+        }
         let [a_b, a_i, a_k] = matrix("a", a, batch, [m, k])?;
         let [b_b, b_k, b_j] = matrix("b", b, batch, [k, n])?;
         let bias_j = match bias {
@@ -206,8 +213,9 @@ unsafe impl Op for Matmul {
         Cost { flops: 2.0 * batch * m * n * k, bytes: elements * size }
     }
 
-    unsafe fn cpu(&self, p: &MatmulParams, args: MatmulArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &MatmulParams, args: MatmulArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
         crate::cpu::matmul::run(*self, p, args, cpu);
+        Ok(())
     }
 
     fn map<I, O, J, P>(

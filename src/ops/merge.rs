@@ -175,8 +175,9 @@ unsafe impl Op for Merge {
         Cost { flops: 2.0 * total * parts, bytes: total * (parts * read + written) + 4.0 * sums }
     }
 
-    unsafe fn cpu(&self, p: &MergeParams, args: MergeArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &MergeParams, args: MergeArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
         crate::cpu::merge::run(p, args, cpu);
+        Ok(())
     }
 
     fn map<I, O, J, P>(

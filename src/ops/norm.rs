@@ -385,8 +385,9 @@ unsafe impl Op for Norm {
         }
     }
 
-    unsafe fn cpu(&self, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
         crate::cpu::norm::run(*self, p, args, cpu);
+        Ok(())
     }
 
     fn map<I, O, J, P>(

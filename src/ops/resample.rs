@@ -129,8 +129,9 @@ unsafe impl Op for Resample {
         }
     }
 
-    unsafe fn cpu(&self, p: &ResampleParams, args: ResampleArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &ResampleParams, args: ResampleArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
         crate::cpu::resample::run(*self, p, args, cpu);
+        Ok(())
     }
 
     fn map<I, O, J, P>(

@@ -551,8 +551,9 @@ unsafe impl Op for Step {
         }
     }
 
-    unsafe fn cpu(&self, p: &StepParams, args: StepArgs<&[u8], &mut [u8]>, cpu: &Cpu) {
+    unsafe fn cpu(&self, p: &StepParams, args: StepArgs<&[u8], &mut [u8]>, cpu: &Cpu) -> Result<()> {
         crate::cpu::step::run(*self, p, args, cpu);
+        Ok(())
     }
 
     fn map<I, O, J, P>(

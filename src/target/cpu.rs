@@ -77,12 +77,12 @@ impl Cpu {
     /// Validates and runs one op on host slices; returns when the outputs are written.
     ///
     /// # Errors
-    /// [`Error::Argument`] or [`Error::Limit`]; the outputs are then untouched.
+    /// [`Error::Argument`], [`Error::Limit`], or [`Error::Driver`] when the host has no memory for what the op needs beside
+    /// its operands; the outputs are then untouched.
     pub fn run<T: Op>(&self, op: &T, args: T::Args<&[u8], &mut [u8]>) -> Result<()> {
         let (params, _) = op::prepare(op, &args)?;
         // SAFETY: the params were made from these arguments, two lines up.
-        unsafe { op.cpu(&params, args, self) };
-        Ok(())
+        unsafe { op.cpu(&params, args, self) }
     }
 
     /// Calls `work` for each of `0..count`, spread over the threads. Returns when all are done.

@@ -11,10 +11,13 @@
 //! Then the parts of each query are joined: with `m` the largest of their maxima, `l = sum l_i 2^(m_i - m)` and
 //! `O = sum O_i 2^(m_i - m) / l`. How the keys are cut depends on the shapes alone, so results do not on the threads.
 
+use super::super::scratch;
 use super::super::simd::{Kernel, Simd};
 use super::super::strided::Out;
 use super::{Adding, Call, HIDDEN, LEAST, LN_2, Place, capped, exp2, line, nothing, pitch, plus};
 use crate::dtype::Float;
+use crate::op::Op;
+use crate::ops::Attention;
 use crate::target::cpu::Cpu;
 use crate::view::View;
 use std::ops::Range;
@@ -27,11 +30,18 @@ const PART: usize = 1024;
 const PARTS: usize = 64;
 /// Keys of a tile: with the scores of a row in the first cache, and K and V in the second.
 const TILE: usize = 256;
+/// The most floats that a task may take.
+const MAX_FLOATS: usize = 1 << 24;
 
-/// Whether a call is served here: few queries, and tokens whose elements are neighbours.
+/// Whether a call is served here: few queries, also of all heads together, and tokens whose elements are neighbours.
 pub(super) fn serves<T: Float>(call: &Call<T>) -> bool {
     let p = &call.p;
-    p.nq <= MOST && p.nk > 0 && (p.k_d == 1 || p.d <= 1) && (p.v_d == 1 || p.dv <= 1)
+    let row = pitch(p.d as usize) + pitch(p.dv as usize) + TILE;
+    p.nq <= MOST
+        && p.nk > 0
+        && (p.k_d == 1 || p.d <= 1)
+        && (p.v_d == 1 || p.dv <= 1)
+        && p.nq as usize * p.group as usize * row <= MAX_FLOATS
 }
 
 /// The numbers of a call.
@@ -47,7 +57,8 @@ struct Sizes {
     result: usize,
 }
 
-pub(super) fn run<T: Float>(call: &Call<T>, cpu: &Cpu) {
+/// Whether there was memory for the results of the parts, and so it is done.
+pub(super) fn run<T: Float>(call: &Call<T>, cpu: &Cpu) -> bool {
     let p = &call.p;
     let (pairs, group) = (p.pairs as usize, p.group as usize);
     let keys = call.split_keys(p.nk as usize).min(p.nk as usize);
@@ -55,12 +66,13 @@ pub(super) fn run<T: Float>(call: &Call<T>, cpu: &Cpu) {
     let sizes =
         Sizes { rows: p.nq as usize * group, parts: keys.div_ceil(part), part, result: 2 + p.dv as usize };
     let tasks = pairs / group * sizes.parts;
-    let mut memory = vec![0.0f32; tasks * sizes.rows * sizes.result];
-    let all = memory.len();
+    let all = tasks * sizes.rows * sizes.result;
+    let Ok(mut memory) = scratch::zeros(Attention::NAME, "out", all) else { return false };
     let Ok(mut view) = View::of_mut(&mut memory, &[all]) else { unreachable!("one axis") };
     let results = Out::<f32>::new(&mut view);
     cpu.each(tasks, |task| cpu.isa().run(Part { call, sizes, results, task }));
     cpu.each(pairs, |pair| cpu.isa().run(Join { call, sizes, results, pair }));
+    true
 }
 
 /// One part: its keys, for all rows.
