@@ -3,7 +3,10 @@
 use advect::op::prepare;
 use advect::ops::{Attention, AttentionArgs};
 use advect::reference::{self, Dense};
-use advect::{Cpu, Dtype, Error, Tensor, View, verify};
+use advect::verify::judge::Rounding;
+use advect::verify::run::execute;
+use advect::verify::{Case, Fill, Layout, Prepared};
+use advect::{Cpu, Device, Dtype, Error, Isa, Tensor, View, verify};
 
 #[test]
 fn cross_check() {
@@ -407,6 +410,88 @@ fn large_scores_are_compared_as_they_are_rounded() {
                     }
                 }
             }
+        }
+    }
+}
+
+/// Products of pairs of bf16 take numbers below the smallest normal one for 0, and the definition's bound has room for that,
+/// on every instruction set: values that small, a query that is, products that are, sums that are.
+#[test]
+fn small_numbers_may_count_as_0_in_bf16() {
+    const QUERIES: usize = 5;
+    let power = |n: i32| 2f32.powi(n);
+    // The scale, and one query, the keys and their values, in rows of so many elements.
+    let cases = [
+        ("values", 1.0, 1, vec![0.0], vec![0.0; 2], vec![power(-130); 2]),
+        ("a query", 1.0, 1, vec![power(-127)], vec![power(126), 0.0], vec![1.0, 0.0]),
+        (
+            "products",
+            power(126),
+            2,
+            vec![power(-64); 2],
+            vec![power(-64), power(-64), 0.0, 0.0],
+            vec![1.0, 1.0, 0.0, 0.0],
+        ),
+        // Weights of 1 and 0.375.
+        ("sums", 0.980_829_3, 1, vec![1.0], vec![0.0, -1.0], vec![power(-126); 2]),
+    ];
+    for (name, scale, d, q, k, v) in cases {
+        let view = |tokens, values| {
+            verify::view(Dtype::Bf16, &[1, 1, tokens, d], &Layout::Contiguous, Fill::Values(values))
+        };
+        let out = verify::view(Dtype::Bf16, &[1, 1, QUERIES, d], &Layout::Contiguous, ());
+        let mut args = AttentionArgs::new(view(QUERIES, q), view(2, k), view(2, v), out);
+        args.lse = Some(verify::view(Dtype::F32, &[1, 1, QUERIES], &Layout::Contiguous, ()));
+        let prepared = Prepared::new(&Case { name: name.into(), op: Attention::scaled(scale), args });
+        for isa in Isa::available() {
+            let device = Device::Cpu(Cpu::with(1, isa).unwrap());
+            let outputs = execute(&device, &prepared).unwrap();
+            let fault = prepared.judge(&outputs, Rounding::Exact).fault;
+            assert_eq!(fault, None, "{name} with {}", isa.name());
+        }
+    }
+}
+
+/// What products of pairs may lose is no more than weights can change, however large the scale is: bounds are numbers.
+#[test]
+fn a_large_scale_has_a_bound() {
+    let dense = |shape: &[usize], data: &[f64]| {
+        View::contiguous(Dense { shape: shape.to_vec(), data: data.to_vec() }, Dtype::Bf16, shape).unwrap()
+    };
+    let small = 2f64.powi(-120);
+    // What 512 products may lose is a score of 1024: its exponential is no number.
+    let (q, k) = (dense(&[1, 1, 1, 512], &[small; 512]), dense(&[1, 1, 2, 512], &[small; 1024]));
+    let v = dense(&[1, 1, 2, 2], &[1.0, 3.0, 2.0, 3.0]);
+    let out = View::contiguous((), Dtype::Bf16, &[1, 1, 1, 2]).unwrap();
+    let op = Attention::scaled(2f32.powi(126));
+    let [out, lse] = reference::attention::attention(&op, &AttentionArgs::new(q, k, v, out));
+    assert!(out.value[0] == 1.5 && (0.5..0.6).contains(&out.error[0]), "{out:?}");
+    assert!(out.value[1] == 3.0 && out.error[1] < 0.1, "{out:?}");
+    assert!((1024.0..1025.0).contains(&lse.error[0]), "{lse:?}");
+}
+
+/// More heads than few queries keep results of parts for at a time.
+#[test]
+fn many_heads_of_few_queries() {
+    const BATCH: usize = 300_000;
+    const DV: usize = 62;
+    fn view<'a>(memory: &'a [f32], shape: &[usize], strides: &[usize]) -> View<&'a [u8]> {
+        View::strided(bytemuck::cast_slice(memory), Dtype::F32, shape, strides, 0).unwrap()
+    }
+    // Values overlap, so that every batch entry has others: two keys, which count alike.
+    let values: Vec<f32> = (0..BATCH + 2 * DV).map(|i| (i * 37 % 1009) as f32).collect();
+    let mut out = vec![9.0f32; BATCH * DV];
+    let zero = [0.0f32];
+    let args = AttentionArgs::new(
+        view(&zero, &[BATCH, 1, 1, 1], &[0; 4]),
+        view(&zero, &[BATCH, 1, 2, 1], &[0; 4]),
+        view(&values, &[BATCH, 1, 2, DV], &[1, 0, DV, 1]),
+        View::of_mut(&mut out, &[BATCH, 1, 1, DV]).unwrap(),
+    );
+    Cpu::new().unwrap().run(&Attention::new(1), args).unwrap();
+    for (b, row) in out.chunks(DV).enumerate() {
+        for (e, &x) in row.iter().enumerate() {
+            assert_eq!(x, 0.5 * (values[b + e] + values[b + DV + e]), "batch entry {b}, element {e}");
         }
     }
 }

@@ -135,3 +135,22 @@ fn long_rows() {
     Cpu::with(2, advect::Isa::detect()).unwrap().run(&Conv::default(), args).unwrap();
     assert_eq!(out, [3.0 * 65536.0; 3 * 90]);
 }
+
+/// Weights so many that threads do not keep the memory for them packed.
+#[test]
+fn many_weights() {
+    let one = [1.0f32];
+    let repeated =
+        |shape: &[usize]| View::strided(bytemuck::cast_slice(&one), Dtype::F32, shape, &[0; 4], 0).unwrap();
+    let mut out = [0.0f32; 40];
+    let args = ConvArgs {
+        x: repeated(&[1, 1 << 16, 3, 3]),
+        weight: repeated(&[40, 1 << 16, 3, 3]),
+        bias: None,
+        sample_bias: None,
+        residual: None,
+        out: View::of_mut(&mut out, &[1, 40, 1, 1]).unwrap(),
+    };
+    Cpu::with(2, advect::Isa::detect()).unwrap().run(&Conv::default(), args).unwrap();
+    assert_eq!(out, [9.0 * 65536.0; 40]);
+}

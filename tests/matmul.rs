@@ -195,7 +195,7 @@ fn large_products() {
         out
     };
     let all = rows(0..m);
-    for some in [0..20, 131_000..150_000, m - 3..m] {
+    for some in [0..20, 80_000..90_000, m - 3..m] {
         assert!(all[some.start * n..some.end * n] == rows(some.clone()), "{some:?}");
     }
 }

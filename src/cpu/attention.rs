@@ -103,7 +103,9 @@ fn typed<T: Float>(
         call.split = split;
         call.out = out.after(split * p.out_s as usize);
         call.lse = lse.map(|lse| lse.after(split * p.lse_s as usize));
-        if !(few::serves(&call) && few::run(&call, cpu)) {
+        if few::serves(&call) {
+            few::run(&call, cpu);
+        } else {
             many(&call, cpu);
         }
     }

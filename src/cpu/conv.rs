@@ -37,8 +37,11 @@ use std::sync::atomic::{AtomicUsize, Ordering};
 /// Floats of scratch that a block of rows may take: it stays in the second cache beside a panel. Speed
 /// only.
 const SCRATCH: usize = 128 << 10;
-/// The most floats that each thread keeps for a block of rows: where one row of `out` sees more, a call asks for them.
+/// The most floats that each thread keeps for panels, or for a block of rows: where those are more, or one row of `out` sees
+/// more, a call asks for them.
 const MAX_KEPT: usize = 1 << 24;
+/// The most floats that a call asks for so that more than one thread has a block of rows. Speed only.
+const MAX_SHARED: usize = 1 << 28;
 /// Tiles between two epilogues. Speed only.
 const STRIP_TILES: usize = 4;
 /// Pixels between two epilogues where the sums run along the taps, and the most there are.
@@ -327,15 +330,20 @@ impl<T: Float> Job<'_, T> {
 
         // All memory that grows with an axis, before anything is written.
         let packed_size = panels.saturating_mul(cut.panel);
-        scratch::grow(&PANELS, Conv::NAME, "weight", packed_size)?;
+        let packed_asked = if packed_size > MAX_KEPT { packed_size.saturating_add(LINE) } else { 0 };
         let rows_size = if cut.direct { 0 } else { self.seen(cut.rows).saturating_mul(cut.row) };
         let size = cut.sums().saturating_add(rows_size);
-        let workers = bunches.min(cpu.threads());
         let step = size.checked_next_multiple_of(LINE).unwrap_or(usize::MAX);
-        let asked = if size > MAX_KEPT { workers.saturating_mul(step) } else { 0 };
+        // What one thread can do is not refused because there are more.
+        let workers = bunches.min(cpu.threads()).min((MAX_SHARED / step).max(1));
+        let asked = if size > MAX_KEPT { workers.saturating_mul(step).saturating_add(LINE) } else { 0 };
+        let mut packed = scratch::zeros(Conv::NAME, "weight", packed_asked)?;
         let mut buffers = scratch::zeros(Conv::NAME, "x", asked)?;
+        if packed.is_empty() {
+            scratch::grow(&PANELS, Conv::NAME, "weight", packed_size)?;
+        }
 
-        with_buffer(&PANELS, packed_size, |packed| {
+        let mut compute = |packed: *mut f32| {
             let packed = Shared(packed);
             let pack = |index: usize| {
                 cut.isa.run(Pack {
@@ -353,7 +361,7 @@ impl<T: Float> Job<'_, T> {
                 (0..panels).for_each(pack)
             }
 
-            let compute = |t: usize, buffer: *mut f32| {
+            let some = |t: usize, buffer: *mut f32| {
                 for task in t * bunch..tasks.min((t + 1) * bunch) {
                     let first = task % blocks * cut.rows;
                     let rows = first..self.out_size[0].min(first + cut.rows);
@@ -367,10 +375,10 @@ impl<T: Float> Job<'_, T> {
                 }
             };
             if buffers.is_empty() {
-                cpu.each(bunches, |t| with_buffer(&ROWS, size, |buffer| compute(t, buffer)));
+                cpu.each(bunches, |t| with_buffer(&ROWS, size, |buffer| some(t, buffer)));
                 return;
             }
-            let (buffers, next) = (Shared(buffers.as_mut_ptr()), AtomicUsize::new(0));
+            let (buffers, next) = (Shared(scratch::aligned(&mut buffers)), AtomicUsize::new(0));
             cpu.each(workers, |worker| {
                 // SAFETY: there is one for each worker.
                 let buffer = unsafe { buffers.get().add(worker * step) };
@@ -379,10 +387,15 @@ impl<T: Float> Job<'_, T> {
                     if t >= bunches {
                         return;
                     }
-                    compute(t, buffer);
+                    some(t, buffer);
                 }
             });
-        });
+        };
+        if packed.is_empty() {
+            with_buffer(&PANELS, packed_size, compute);
+        } else {
+            compute(scratch::aligned(&mut packed));
+        }
         Ok(())
     }
 

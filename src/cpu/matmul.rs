@@ -227,8 +227,10 @@ impl<T: Float> Product<'_, T> {
         let steps = self.k.div_ceil(KC).max(1);
         let most = SUMS / (nc * shape.columns * shape.rows) * shape.rows;
         if steps > 1 && self.m > most {
-            for first in (0..self.m).step_by(most) {
-                self.part(first..self.m.min(first + most)).compute(cpu, threads);
+            // None is left with a few rows, for which `b` would be read once more.
+            let parts = self.m.div_ceil(most);
+            for i in 0..parts {
+                self.part(share(self.m, parts, i)).compute(cpu, threads);
             }
             return;
         }

@@ -4,7 +4,8 @@
 //!   register holds neighbouring channels, whatever the size of a group. Sums are kept per channel and
 //!   folded into groups at the end.
 //! - Dense rows: a task is a few rows, and a register holds neighbours of a row.
-//! - Any other strides, and more channels than there should be tables for: element by element.
+//! - Any other strides, and more channels than there should be tables for: element by element. Dense rows without weight,
+//!   bias, scale and shift need none.
 //!
 //! Sums are f32 in each lane and f64 where lanes meet.
 
@@ -90,7 +91,7 @@ fn typed<T: Float>(op: Norm, p: &NormParams, args: NormArgs<&[u8], &mut [u8]>, c
     let count = (TASK / len).clamp(1, rows.div_ceil(4 * cpu.threads()).max(1));
     cpu.each(rows.div_ceil(count), |task| {
         let range = task * count..rows.min((task + 1) * count);
-        if tables && dense && (p.ch_i == 0 || p.len == p.inner) {
+        if (tables || call.plain()) && dense && (p.ch_i == 0 || p.len == p.inner) {
             cpu.isa().run(Rows { call: &call, range });
         } else {
             range.for_each(|row| call.scattered(row, cpu.isa()));
@@ -106,6 +107,11 @@ struct Statistics {
 }
 
 impl<T: Float> Call<'_, T> {
+    /// Whether all factors are 1 and all summands 0.
+    fn plain(&self) -> bool {
+        self.weight.is_none() && self.bias.is_none() && self.scale.is_none() && self.shift.is_none()
+    }
+
     /// Factor and summand of channel `c` in sample `n`.
     #[inline(always)]
     fn affine(&self, n: usize, c: usize) -> (f32, f32) {
@@ -521,24 +527,30 @@ impl<T: Float> Rows<'_, T> {
         activation: Activation,
         (n, r): (usize, usize),
         s: Statistics,
-        (factors, summands): (&[f32], &[f32]),
+        tables: Option<(&[f32], &[f32])>,
     ) {
         let (call, inner) = (self.call, self.call.p.inner as usize);
-        // SAFETY: runs and their elements are inside both views, the tables hold every channel of the
+        // SAFETY: runs and their elements are inside both views, the tables (if any) hold every channel of the
         // sample, and no other task has this row.
         unsafe {
             let (mean, inverse) = (S::splat(s.mean), S::splat(s.inverse));
             for i in 0..self.runs() {
                 let Run { from, to, channel } = self.run_of(n, r, i);
-                if call.p.ch_i == 0 {
-                    let (factor, summand) =
-                        (S::splat(s.inverse * factors[channel]), S::splat(summands[channel]));
+                let alike = match tables {
+                    None => Some((s.inverse, 0.0)),
+                    Some((factors, summands)) if call.p.ch_i == 0 => {
+                        Some((s.inverse * factors[channel], summands[channel]))
+                    }
+                    Some(_) => None,
+                };
+                if let Some((factor, summand)) = alike {
+                    let (factor, summand) = (S::splat(factor), S::splat(summand));
                     registers!(S, inner, |_, i, lanes| {
                         let d = S::sub(get::<S, T>(call.x, from + i, lanes), mean);
                         let y = activate::<S>(activation, S::fma(d, factor, summand));
                         put::<S, T>(call.out, to + i, y, lanes);
                     });
-                } else {
+                } else if let Some((factors, summands)) = tables {
                     let (factor, summand) = (factors.as_ptr().add(channel), summands.as_ptr().add(channel));
                     registers!(S, inner, |_, i, lanes| {
                         let d = S::sub(get::<S, T>(call.x, from + i, lanes), mean);
@@ -560,9 +572,15 @@ impl<T: Float> Kernel for Rows<'_, T> {
     unsafe fn run<S: Simd>(self) {
         let call = self.call;
         let per_sample = call.p.per_sample as usize;
-        let channels = if call.p.ch_r == 0 { call.p.len } else { call.p.ch_r * call.p.per_sample } as usize;
-        let mut tables = vec![0.0; 2 * (channels + S::LANES)];
-        let (factors, summands) = tables.split_at_mut(channels + S::LANES);
+        let plain = call.plain();
+        let channels = match call.p.ch_r {
+            _ if plain => 0,
+            0 => call.p.len as usize,
+            each => (each * call.p.per_sample) as usize,
+        };
+        let size = if plain { 0 } else { channels + S::LANES };
+        let mut tables = vec![0.0; 2 * size];
+        let (factors, summands) = tables.split_at_mut(size);
         let mut of_sample = None;
         for row in self.range.clone() {
             let (n, r) = (row / per_sample, row % per_sample);
@@ -572,7 +590,7 @@ impl<T: Float> Kernel for Rows<'_, T> {
                 }
                 of_sample = Some(n);
             }
-            let tables = (&*factors, &*summands);
+            let tables = (!plain).then_some((&*factors, &*summands));
             // SAFETY: the caller's contract.
             unsafe {
                 let s = self.statistics::<S>(n, r);
@@ -583,5 +601,31 @@ impl<T: Float> Kernel for Rows<'_, T> {
                 }
             }
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::view::View;
+
+    /// Rows of more channels than there are tables for, which need none.
+    #[test]
+    fn long_plain_rows() {
+        let len = MAX_CHANNELS + 2;
+        // A mean of 2, and a deviation of 1.
+        let x: Vec<f32> = (0..len).map(|i| if i % 2 == 0 { 3.0 } else { 1.0 }).collect();
+        let mut out = vec![7.0f32; len];
+        let args = NormArgs {
+            x: View::of(&x, &[1, len]).unwrap(),
+            weight: None,
+            bias: None,
+            scale: None,
+            shift: None,
+            out: View::of_mut(&mut out, &[1, len]).unwrap(),
+        };
+        let op = Norm { kind: NormKind::Layer, eps: 0.0, activation: Activation::None };
+        Cpu::with(1, Isa::detect()).unwrap().run(&op, args).unwrap();
+        assert!((0..len).all(|i| out[i] == x[i] - 2.0));
     }
 }

@@ -10,8 +10,9 @@ use std::thread::LocalKey;
 /// Floats of a cache line.
 pub(crate) const LINE: usize = 16;
 
-/// The most bytes that a kernel asks for at once: eight times the largest operand.
-const MAX_BYTES: u64 = 1 << 36;
+/// The most bytes that a kernel asks for at once: twice the largest operand. A host may promise more memory than it has, and
+/// end the process that uses it, so this is no more than calls need.
+const MAX_BYTES: u64 = 1 << 34;
 
 /// A buffer that each thread keeps from call to call.
 pub(crate) type Kept = LocalKey<Cell<Vec<f32>>>;
@@ -24,9 +25,14 @@ pub(crate) fn with_buffer(kept: &'static Kept, len: usize, work: impl FnOnce(*mu
     if buffer.len() < len + LINE {
         buffer = vec![0.0; len + LINE];
     }
-    let start = buffer.as_ptr().align_offset(64).min(LINE);
-    work(buffer[start..].as_mut_ptr());
+    work(aligned(&mut buffer));
     kept.set(buffer);
+}
+
+/// The first float at a cache line's boundary, of a buffer of [`LINE`] floats more than are needed.
+pub(crate) fn aligned(buffer: &mut [f32]) -> *mut f32 {
+    let start = buffer.as_ptr().align_offset(64).min(LINE);
+    buffer[start..].as_mut_ptr()
 }
 
 /// Makes this thread's buffer large enough for `len` floats, which operand `arg` needs.
@@ -35,11 +41,14 @@ pub(crate) fn with_buffer(kept: &'static Kept, len: usize, work: impl FnOnce(*mu
 /// As [`zeros`].
 pub(crate) fn grow(kept: &'static Kept, op: &'static str, arg: &'static str, len: usize) -> Result<()> {
     let len = len.saturating_add(LINE);
-    let mut buffer = kept.take();
-    if buffer.len() < len {
-        buffer = zeros(op, arg, len)?;
+    let buffer = kept.take();
+    if buffer.len() >= len {
+        kept.set(buffer);
+        return Ok(());
     }
-    kept.set(buffer);
+    // Not both at once.
+    drop(buffer);
+    kept.set(zeros(op, arg, len)?);
     Ok(())
 }
 

@@ -35,6 +35,13 @@
 //! others round, which doubles u. Exponentials below the smallest normal number may be lost, or held
 //! there: `2^-125 |v|` a key.
 //!
+//! In bf16 products of pairs may take numbers below the smallest normal one for 0, those that they multiply, each product
+//! and each sum. So a score lacks `|softmax_scale|` times `|q[e] k[j, e]|` where a factor is that small, and `2^-125` for
+//! each product that is not 0; a result lacks `w' |v|` where `|v|` is, and `2^-125 / L` for each key whose value is not 0,
+//! and each tile. Times a large scale that is any score, but whatever the weights are, none is above 1 and they add up to
+//! 1: weights move a result no farther than to the value that is farthest from it, and the logarithm no farther than the
+//! largest `H`.
+//!
 //! The tanh of a softcap does not enlarge the error of a score, as its slope is at most 1. Below a quarter of the softcap it
 //! is computed by its series, within 8 u of the result; above as `(1 - e) / (1 + e)`, `e = exp(-2 |s| / softcap)`, at least
 //! 0.244. In WGSL the error of `e` and that of its argument are worth 6 u at most, 5 u after the quotient's slope and 20 u
@@ -57,6 +64,9 @@ const HIDING_BIAS: f32 = -1e38;
 const TILE: usize = 16;
 /// What the keys of a part are a multiple of.
 const PART: usize = 64;
+
+/// The smallest normal number of f32 and of bf16.
+const NORMAL: f64 = 1.0 / (1u128 << 126) as f64;
 
 /// The result of `op` and its error bound, and those of the logarithms of its sums.
 pub fn attention(op: &Attention, args: &AttentionArgs<Dense, ()>) -> [Expected; 2] {
@@ -190,6 +200,7 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, query: &Query, expected:
         Dtype::F32 => (1, 0.0, 0.0),
         _ => (2, dtype.unit_roundoff(), 0.5 * dtype.smallest()),
     };
+    let flushes = dtype == Dtype::Bf16;
     let tile = args.block_table.as_ref().map_or(TILE, |_| TILE.min(args.k.shape()[2].max(1)));
     // A window need not start where a tile does.
     let tiles = match args.bias.is_some() || args.mask.is_some() {
@@ -201,12 +212,18 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, query: &Query, expected:
 
     let (mut scores, mut score_error) = (Vec::new(), Vec::new());
     for (&j, &[entry, token]) in seen.iter().zip(&places) {
-        let (mut sum, mut magnitude) = (0.0, 0.0);
+        let (mut sum, mut magnitude, mut flushed) = (0.0, 0.0, 0.0);
         for e in 0..d {
-            let product = q.at(&[query.entry, h, query.token, e]) * k.at(&[entry, kv, token, e]);
-            let term = if scale == 0.0 { 0.0 } else { scale * product };
+            let factors = [q.at(&[query.entry, h, query.token, e]), k.at(&[entry, kv, token, e])];
+            let term = if scale == 0.0 { 0.0 } else { scale * (factors[0] * factors[1]) };
             sum += term;
             magnitude += term.abs();
+            if flushes && term != 0.0 && term.is_finite() {
+                flushed += 2.0 * NORMAL * scale.abs();
+                if factors.iter().any(|x| x.abs() < NORMAL) {
+                    flushed += term.abs();
+                }
+            }
         }
         let score = if cap > 0.0 { cap * (sum / cap).tanh() } else { sum };
         let capping = if cap > 0.0 { 30.0 * U * score.abs() } else { 0.0 };
@@ -217,7 +234,7 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, query: &Query, expected:
         let changing =
             if changed > 0.0 { 4.0 * U * changed + 2.0 * U * (score.abs() + changed) } else { 0.0 };
         scores.push(total);
-        score_error.push(gamma(truncation * d + 6) * magnitude + capping + changing);
+        score_error.push(gamma(truncation * d + 6) * magnitude + flushed + capping + changing);
     }
     // A sink counts like a key whose value is 0.
     if let Some(sinks) = args.sinks.as_ref().filter(|_| i < q_length && query.split == 0) {
@@ -245,25 +262,39 @@ fn row(op: &Attention, args: &AttentionArgs<Dense, ()>, query: &Query, expected:
     let raised: Vec<f64> = (0..keys).map(|j| (scores[j] - max + bounds[j]).exp() / total).collect();
     let spread: f64 = raised.iter().sum();
     let sums = 2.0 * gamma(keys + tiles + 6);
+    let largest = bounds.iter().copied().fold(0.0, f64::max);
+    // The sum of the exponentials, of the scores as they are computed: 1 is that of the largest.
+    let least = (total * floor * (-largest).exp()).max(1.0);
     expected_lse.push(if keys == 0 {
         (f64::NEG_INFINITY, 0.0)
     } else {
         let value = max + total.ln();
         let logarithm =
             f64::powi(2.0, -21) + 6.0 * U * total.ln().abs() + 4.0 * U * (max.abs() + value.abs());
-        (value, spread.ln().max(-floor.ln()) + sums + logarithm)
+        (value, spread.ln().max(-floor.ln()).min(largest) + sums + logarithm)
     });
 
     for e in 0..dv {
         let value = |j: usize| places.get(j).map_or(0.0, |&[entry, token]| v.at(&[entry, kv, token, e]));
         let exact: f64 = (0..keys).map(|j| weights[j] * value(j)).sum();
-        let mut error = 0.0;
+        let (mut error, mut moved, mut farthest, mut flushed) = (0.0, 0.0f64, 0.0f64, 0usize);
         for j in 0..keys {
             let (w, raised, v) = (weights[j], raised[j], value(j));
-            error += (raised - w) * (v - exact).abs() / floor;
-            error += 2.0 * gamma(truncation * (keys + tiles) + 6) * raised / floor * v.abs();
+            // Where the quotient says nothing (it is infinite, or 0 / 0), a weight is still no more than 1.
+            let share = (raised / floor).min(1.0);
+            moved += (raised - w) * (v - exact).abs() / floor;
+            farthest = farthest.max((v - exact).abs());
+            error += 2.0 * gamma(truncation * (keys + tiles) + 6) * share * v.abs();
             error += (weight_u * w + w.min(weight_tiny / total)) * v.abs();
             error += f64::powi(2.0, -125) * v.abs();
+            if flushes && v != 0.0 {
+                error += if v.abs() < NORMAL { share * v.abs() } else { 0.0 };
+                flushed += 1;
+            }
+        }
+        error += moved.min(farthest);
+        if flushed > 0 {
+            error += (flushed + tiles) as f64 * 2.0 * NORMAL / least;
         }
         expected.push((exact, error));
     }

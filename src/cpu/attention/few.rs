@@ -11,13 +11,10 @@
 //! Then the parts of each query are joined: with `m` the largest of their maxima, `l = sum l_i 2^(m_i - m)` and
 //! `O = sum O_i 2^(m_i - m) / l`. How the keys are cut depends on the shapes alone, so results do not on the threads.
 
-use super::super::scratch;
 use super::super::simd::{Kernel, Simd};
 use super::super::strided::Out;
 use super::{Adding, Call, HIDDEN, LEAST, LN_2, Place, capped, exp2, line, nothing, pitch, plus};
 use crate::dtype::Float;
-use crate::op::Op;
-use crate::ops::Attention;
 use crate::target::cpu::Cpu;
 use crate::view::View;
 use std::ops::Range;
@@ -30,8 +27,8 @@ const PART: usize = 1024;
 const PARTS: usize = 64;
 /// Keys of a tile: with the scores of a row in the first cache, and K and V in the second.
 const TILE: usize = 256;
-/// The most floats that a task may take.
-const MAX_FLOATS: usize = 1 << 24;
+/// The most floats that a task may take, and the results of the parts that are kept at a time.
+const MAX_FLOATS: usize = 1 << 25;
 
 /// Whether a call is served here: few queries, also of all heads together, and tokens whose elements are neighbours.
 pub(super) fn serves<T: Float>(call: &Call<T>) -> bool {
@@ -41,7 +38,12 @@ pub(super) fn serves<T: Float>(call: &Call<T>) -> bool {
         && p.nk > 0
         && (p.k_d == 1 || p.d <= 1)
         && (p.v_d == 1 || p.dv <= 1)
-        && p.nq as usize * p.group as usize * row <= MAX_FLOATS
+        && p.nq as usize * p.group as usize * row.max(PARTS * result(p.dv as usize)) <= MAX_FLOATS
+}
+
+/// Floats of a row's result in a part: its maximum, its sum, its elements of O.
+fn result(dv: usize) -> usize {
+    2 + dv
 }
 
 /// The numbers of a call.
@@ -53,26 +55,29 @@ struct Sizes {
     parts: usize,
     /// Keys of a part.
     part: usize,
-    /// Floats of a row's result in a part: its maximum, its sum, its elements of O.
+    /// Those of [`result`].
     result: usize,
 }
 
-/// Whether there was memory for the results of the parts, and so it is done.
-pub(super) fn run<T: Float>(call: &Call<T>, cpu: &Cpu) -> bool {
+/// Computes the call, some heads of K and V at a time: a batch that repeats one entry may be of any length.
+pub(super) fn run<T: Float>(call: &Call<T>, cpu: &Cpu) {
     let p = &call.p;
-    let (pairs, group) = (p.pairs as usize, p.group as usize);
+    let group = p.group as usize;
+    let (heads, rows, result) = (p.pairs as usize / group, p.nq as usize * group, result(p.dv as usize));
     let keys = call.split_keys(p.nk as usize).min(p.nk as usize);
     let part = PART.max(keys.div_ceil(PARTS).next_multiple_of(TILE));
-    let sizes =
-        Sizes { rows: p.nq as usize * group, parts: keys.div_ceil(part), part, result: 2 + p.dv as usize };
-    let tasks = pairs / group * sizes.parts;
-    let all = tasks * sizes.rows * sizes.result;
-    let Ok(mut memory) = scratch::zeros(Attention::NAME, "out", all) else { return false };
-    let Ok(mut view) = View::of_mut(&mut memory, &[all]) else { unreachable!("one axis") };
+    let parts = keys.div_ceil(part);
+    let one = parts * rows * result;
+    let chunk = (MAX_FLOATS / one).clamp(1, heads);
+    let sizes = Sizes { rows, parts, part, result };
+    let mut memory = vec![0.0f32; chunk * one];
+    let Ok(mut view) = View::of_mut(&mut memory, &[chunk * one]) else { unreachable!("one axis") };
     let results = Out::<f32>::new(&mut view);
-    cpu.each(tasks, |task| cpu.isa().run(Part { call, sizes, results, task }));
-    cpu.each(pairs, |pair| cpu.isa().run(Join { call, sizes, results, pair }));
-    true
+    for first in (0..heads).step_by(chunk) {
+        let count = chunk.min(heads - first);
+        cpu.each(count * parts, |task| cpu.isa().run(Part { call, sizes, results, first, task }));
+        cpu.each(count * group, |pair| cpu.isa().run(Join { call, sizes, results, first, pair }));
+    }
 }
 
 /// One part: its keys, for all rows.
@@ -80,6 +85,9 @@ struct Part<'a, 'b, T> {
     call: &'a Call<'b, T>,
     sizes: Sizes,
     results: Out<'a, f32>,
+    /// The head of K and V that has the first results.
+    first: usize,
+    /// Which part of those from there on.
     task: usize,
 }
 
@@ -98,11 +106,11 @@ impl<T: Float> Kernel for Part<'_, '_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { call, sizes, results, task } = self;
+        let Self { call, sizes, results, first, task } = self;
         let Sizes { rows: count, parts, result, .. } = sizes;
         let p = &call.p;
         let (d, dv, group) = (p.d as usize, p.dv as usize, p.group as usize);
-        let (pair, part) = (task / parts, task % parts);
+        let (pair, part) = (first + task / parts, task % parts);
         let kv_heads = p.heads as usize / group;
         let (b, kv) = (pair / kv_heads, pair % kv_heads);
         // SAFETY: batch entry, heads, queries and keys are inside the call's views; scratch rows hold what is laid into
@@ -361,6 +369,9 @@ struct Join<'a, 'b, T> {
     call: &'a Call<'b, T>,
     sizes: Sizes,
     results: Out<'a, f32>,
+    /// As in [`Part`].
+    first: usize,
+    /// Which head of those from there on.
     pair: usize,
 }
 
@@ -369,10 +380,11 @@ impl<T: Float> Kernel for Join<'_, '_, T> {
 
     #[inline(always)]
     unsafe fn run<S: Simd>(self) {
-        let Self { call, sizes: Sizes { rows, parts, result, .. }, results, pair } = self;
+        let Self { call, sizes: Sizes { rows, parts, result, .. }, results, first, pair } = self;
         let p = &call.p;
         let (nq, dv, group) = (p.nq as usize, p.dv as usize, p.group as usize);
-        let (b, h) = (pair / p.heads as usize, pair % p.heads as usize);
+        let (heads, kv) = (p.heads as usize, pair / group);
+        let (b, h) = ((first * group + pair) / heads, (first * group + pair) % heads);
         // SAFETY: every part has written its results; batch entry, head and queries are inside the call's views, and this
         // task alone has them.
         unsafe {
@@ -381,7 +393,7 @@ impl<T: Float> Kernel for Join<'_, '_, T> {
             let mut o = vec![0.0f32; dv];
             for query in 0..live {
                 let row = h % group * nq + query;
-                let part = |i: usize| results.at(((pair / group * parts + i) * rows + row) * result);
+                let part = |i: usize| results.at(((kv * parts + i) * rows + row) * result);
                 let max = (0..parts)
                     .map(|i| *part(i))
                     .fold(f32::MIN, |m, x| if x > m || x.is_nan() { x } else { m });
