@@ -12,6 +12,10 @@
  *    refused where something is needed, a pointer to something else cannot be found out.
  *  - Memory lent to a tensor (advect_tensor_from_host, advect_tensor_from_cuda) outlives it.
  *  - One tensor is not written by one thread while another reads or writes the same elements.
+ *  - fork() copies memory, and neither threads nor what a GPU's driver knows. A child opens devices of its own, GPUs
+ *    only where the parent had opened none: with what was opened before, devices and memory of GPUs, its calls give
+ *    ADVECT_ERROR_UNAVAILABLE, and destroying it frees nothing. Tensors of host memory are good there. No other
+ *    thread is inside advect when a program forks.
  *
  * What the caller need not fear:
  *  - Handles (advect_device, advect_tensor, advect_solver) are numbers that look like pointers. NULL, a handle
@@ -575,7 +579,7 @@ typedef struct advect_error {
 // A size is over a limit of the device or of the kernels.
 #define ADVECT_ERROR_LIMIT 3
 
-// A device, driver or compiler is not there.
+// A device, driver or compiler is not there, or it is that of another process: `fork` does not copy it.
 #define ADVECT_ERROR_UNAVAILABLE 4
 
 // A kernel did not compile: a defect of advect or of the compiler.

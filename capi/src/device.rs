@@ -1,6 +1,6 @@
 //! Devices: found, opened, described.
 
-use crate::handle::{Kind, Table};
+use crate::handle::{Kind, Object, Table};
 use crate::memory::Extensible;
 use crate::status::{Failure, advect_status, entry};
 use std::ffi::{c_char, c_void};
@@ -76,6 +76,13 @@ pub(crate) struct Device {
     /// The stream that the caller lent, as a number.
     #[cfg_attr(not(feature = "cuda"), allow(dead_code, reason = "only CUDA has streams"))]
     pub(crate) stream: Option<usize>,
+}
+
+impl Object for Device {
+    /// The CPU has threads, GPUs what their drivers know.
+    fn confined(&self) -> bool {
+        true
+    }
 }
 
 pub(crate) static DEVICES: Table<Device> = Table::new(Kind::Device);

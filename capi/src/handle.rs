@@ -41,8 +41,17 @@ impl Kind {
     }
 }
 
+/// What handles are of.
+pub(crate) trait Object {
+    /// Whether it is of use in the process that made it only. `fork` copies memory, and neither the threads of a pool
+    /// nor what a GPU's driver knows: a call in the child would wait for ever, or disturb the parent.
+    fn confined(&self) -> bool;
+}
+
 struct Slot<T> {
     generation: u32,
+    /// The process that made the object.
+    process: u32,
     value: Option<Arc<T>>,
 }
 
@@ -57,7 +66,7 @@ pub(crate) struct Table<T> {
     slots: RwLock<Slots<T>>,
 }
 
-impl<T> Table<T> {
+impl<T: Object> Table<T> {
     pub(crate) const fn new(kind: Kind) -> Self {
         Self { kind, slots: RwLock::new(Slots { all: Vec::new(), free: Vec::new() }) }
     }
@@ -73,7 +82,7 @@ impl<T> Table<T> {
         let index = match slots.free.pop() {
             Some(index) => index,
             None if slots.all.len() >> INDEX_BITS == 0 => {
-                slots.all.push(Slot { generation: 0, value: None });
+                slots.all.push(Slot { generation: 0, process: 0, value: None });
                 slots.all.len() - 1
             }
             None => {
@@ -83,6 +92,7 @@ impl<T> Table<T> {
         };
         let slot = &mut slots.all[index];
         slot.generation += 1;
+        slot.process = std::process::id();
         slot.value = Some(Arc::new(value));
         let number = ((slot.generation as usize) << KIND_BITS | self.kind as usize) << INDEX_BITS | index;
         Ok(std::ptr::without_provenance_mut(number))
@@ -93,17 +103,30 @@ impl<T> Table<T> {
         let (index, generation) = self.parse(op, arg, handle)?;
         let slots = self.slots.read().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.all.get(index);
-        let found = slot.filter(|s| s.generation == generation).and_then(|s| s.value.clone());
-        found.ok_or_else(|| self.gone(op, arg, slot, generation))
+        let found =
+            slot.filter(|s| s.generation == generation).and_then(|s| Some((s.process, s.value.clone()?)));
+        let (process, value) = found.ok_or_else(|| self.gone(op, arg, slot, generation))?;
+        if elsewhere(&*value, process) {
+            let got = format!("{} of process {process}, from before fork()", self.kind.name());
+            return Err(Failure::process(op, arg, &got));
+        }
+        Ok(value)
     }
 
-    /// Makes a handle stale and gives its object back, to be dropped outside the lock.
+    /// Makes a handle stale and gives its object back, to be dropped outside the lock. One that is confined to another
+    /// process is never dropped here.
     pub(crate) fn remove<H>(&self, op: &str, arg: &str, handle: *const H) -> Result<Arc<T>, Failure> {
         let (index, generation) = self.parse(op, arg, handle)?;
         let mut slots = self.slots.write().unwrap_or_else(PoisonError::into_inner);
         let slot = slots.all.get_mut(index);
-        let found = slot.filter(|s| s.generation == generation).and_then(|s| s.value.take());
-        let Some(value) = found else { return Err(self.gone(op, arg, slots.all.get(index), generation)) };
+        let found =
+            slot.filter(|s| s.generation == generation).and_then(|s| Some((s.process, s.value.take()?)));
+        let Some((process, value)) = found else {
+            return Err(self.gone(op, arg, slots.all.get(index), generation));
+        };
+        if elsewhere(&*value, process) {
+            std::mem::forget(value.clone());
+        }
         // A slot that has had every generation is never used again.
         if generation < LAST_GENERATION {
             slots.free.push(index);
@@ -133,9 +156,52 @@ impl<T> Table<T> {
     }
 }
 
+/// Whether an object made in `process` is confined there, and this is another.
+fn elsewhere<T: Object>(value: &T, process: u32) -> bool {
+    value.confined() && process != std::process::id()
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    impl Object for i32 {
+        fn confined(&self) -> bool {
+            *self < 0
+        }
+    }
+
+    impl Object for () {
+        fn confined(&self) -> bool {
+            false
+        }
+    }
+
+    struct Dropped(Arc<()>);
+    impl Object for Dropped {
+        fn confined(&self) -> bool {
+            true
+        }
+    }
+
+    #[test]
+    fn what_is_confined_is_refused_in_another_process_and_not_dropped_there() {
+        let (table, free) = (Table::new(Kind::Tensor), Table::new(Kind::Tensor));
+        let counted = Arc::new(());
+        let handles = [0, 1].map(|_| table.insert::<u8>("op", Dropped(Arc::clone(&counted))).unwrap());
+        table.slots.write().unwrap().all[0].process ^= 1;
+        let failure = table.get("op", "t", handles[0]).map(|d| d.0.clone()).unwrap_err();
+        assert!(format!("{failure:?}").contains("before fork()"), "{failure:?}");
+        for handle in handles {
+            assert!(table.remove("op", "t", handle).is_ok());
+        }
+        assert_eq!(Arc::strong_count(&counted), 2, "one of the two is dropped");
+        assert!(table.get("op", "t", handles[0]).is_err());
+
+        let handle = free.insert::<u8>("op", 1).unwrap();
+        free.slots.write().unwrap().all[0].process ^= 1;
+        assert_eq!(*free.get("op", "t", handle).unwrap(), 1);
+    }
 
     #[test]
     fn handles_go_stale_and_slots_are_used_again() {

@@ -2,7 +2,7 @@
 
 use crate::call::Mode;
 use crate::device::advect_device;
-use crate::handle::{Kind, Table};
+use crate::handle::{Kind, Object, Table};
 use crate::memory::{Caller, Extensible};
 use crate::ops::{ADVECT_MAX_BUFFERS, advect_step_args, step};
 use crate::status::{Failure, advect_status, entry};
@@ -142,6 +142,12 @@ unsafe impl Extensible for advect_ask {
 struct Session {
     fresh: Solver,
     under_way: Mutex<Solver>,
+}
+
+impl Object for Session {
+    fn confined(&self) -> bool {
+        false
+    }
 }
 
 static SOLVERS: Table<Session> = Table::new(Kind::Solver);

@@ -18,7 +18,7 @@ pub const ADVECT_ERROR_ARGUMENT: advect_status = 1;
 pub const ADVECT_ERROR_UNSUPPORTED: advect_status = 2;
 /// A size is over a limit of the device or of the kernels.
 pub const ADVECT_ERROR_LIMIT: advect_status = 3;
-/// A device, driver or compiler is not there.
+/// A device, driver or compiler is not there, or it is that of another process: `fork` does not copy it.
 pub const ADVECT_ERROR_UNAVAILABLE: advect_status = 4;
 /// A kernel did not compile: a defect of advect or of the compiler.
 pub const ADVECT_ERROR_COMPILE: advect_status = 5;
@@ -100,6 +100,11 @@ impl Failure {
     /// A handle is not what it should be.
     pub(crate) fn handle(op: &str, arg: &str, wanted: &str, got: &str) -> Self {
         Self::named(ADVECT_ERROR_HANDLE, op, arg, wanted.into(), got.into())
+    }
+
+    /// An object of another process.
+    pub(crate) fn process(op: &str, arg: &str, got: &str) -> Self {
+        Self::named(ADVECT_ERROR_UNAVAILABLE, op, arg, "one of this process".into(), got.into())
     }
 
     /// Well-formed, and not to be had.

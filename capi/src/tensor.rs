@@ -2,7 +2,7 @@
 
 use crate::device::{DEVICES, Device, advect_device};
 use crate::dlpack::Import;
-use crate::handle::{Kind, Table};
+use crate::handle::{Kind, Object, Table};
 use crate::memory::Caller;
 use crate::status::{Failure, advect_status, entry};
 use advect::{Dtype, Element, View, with_element};
@@ -164,6 +164,13 @@ pub(crate) struct Tensor {
     pub(crate) place: Place,
     pub(crate) layout: View<()>,
     pub(crate) read_only: bool,
+}
+
+impl Object for Tensor {
+    /// Memory of the host is copied by `fork`, or shared.
+    fn confined(&self) -> bool {
+        !matches!(self.place, Place::Host(_))
+    }
 }
 
 pub(crate) static TENSORS: Table<Tensor> = Table::new(Kind::Tensor);

@@ -5,7 +5,10 @@
 
 import ctypes as c
 import gc
+import os
+import signal
 import sys
+import traceback
 import weakref
 
 import numpy as np
@@ -71,6 +74,17 @@ refused(lambda: up(np.zeros((1,) * 9, np.float32)), "up to 8 axes")
 refused(lambda: up(np.zeros((1,) * 7, np.float32)), "at most 6 axes")
 refused(lambda: up(x, np.broadcast_to(np.float32(0), (1, 1, 8, 12))), "read-only")
 refused(lambda: up(x, x), "memory apart from")
+# What is misspelt is not left out.
+refused(lambda: advect.run("resample", x=x, out=x, mod=1), "resample: wanted x, out, mode, got `mod`")
+refused(lambda: advect.run("conv", x=x, weight=x, bais=x, out=x), "sample_bias, residual, out, stride")
+refused(lambda: advect.run("resample", x=x, out=x, struct_size=8), "got `struct_size`")
+refused(lambda: advect.run("resmaple", x=x), "norm, attention, merge, linear_attention, resample, step, got `resmaple`")
+refused(lambda: advect.run("view", tensor=1), "got `view`")
+refused(lambda: advect.struct("solver_options", setps=3), "solver_options: wanted method, steps")
+ends = [advect.solve(lambda t, x: x, np.ones((1, 4), np.float32), advect.METHOD_EULER, times=times, steps=steps)
+        for times, steps in ((None, 2), ([0, 0.5, 1], 0), (np.linspace(0, 1, 3, dtype=np.float32), 0))]
+assert all((end == 2.25).all() for end in ends), ends
+refused(lambda: advect.solve(fails, x, advect.METHOD_EULER, times=np.array([])), "`steps`")
 for _ in range(3):
     try:
         advect.solve(fails, np.zeros((1, 4), np.float32), advect.METHOD_EULER, steps=2)
@@ -105,6 +119,22 @@ refused(lambda: np.from_dlpack(Exported(advect, view)), "destroyed")
 refused(lambda: imported(advect, np.ones(4)), "f32, f16, bf16, i32")
 refused(lambda: imported(advect, np.ones(4, np.float32)[::-1]), "at least 0")
 assert tensors() == before[0], "something is left behind"
+
+# A child has the device and not its threads: it is refused and does not wait for ever, and one of its own works.
+child = os.fork()
+if child == 0:
+    try:
+        signal.alarm(60)
+        refused(lambda: up(x), "`device`: wanted one of this process")
+        advect.close()
+        advect = Advect(sys.argv[2], sys.argv[1] + "/capi/include/advect.h")
+        assert (up(x) == x.repeat(2, 2).repeat(2, 3)).all()
+        os._exit(0)
+    except BaseException:
+        traceback.print_exc()
+    os._exit(1)
+assert os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]) == 0
+up(x)
 advect.close()
 refused(lambda: up(x), "destroyed")
 refused(lambda: Advect(sys.argv[2], sys.argv[1] + "/capi/include/advect.h", "tpu"), "`name`")

@@ -562,44 +562,52 @@ fn solvers() {
 
 #[test]
 fn other_devices_memory() {
-    let all = devices();
-    let [cpu, wgpu] = all[..] else { return };
-    let x = |device| view(tensor(device, ADVECT_F32, &[4]));
-    let (here, there, there_too, out) = (x(cpu), x(wgpu), x(wgpu), x(wgpu));
-    // SAFETY: views are of living tensors.
-    unsafe {
-        let run = |device, x: &advect_view, out: &advect_view| {
-            let mut args = advect_step_args { out, ..sized() };
-            args.x[0] = x;
-            args.coefficients[0] = 1.0;
-            advect_step(device, &raw const args)
-        };
-        let elsewhere = "got memory of another device";
-        refused(
-            run(wgpu, &here, &out),
-            ADVECT_ERROR_ARGUMENT,
-            &format!("step: `x0`: wanted memory that this device (wgpu) reaches, {elsewhere}"),
-        );
-        refused(run(cpu, &here, &out), ADVECT_ERROR_ARGUMENT, "step: `out`");
-        ok(run(wgpu, &there, &out));
-        let again = open("wgpu:0");
-        refused(run(again, &there, &there_too), ADVECT_ERROR_ARGUMENT, elsewhere);
-        let mut data = null_mut();
-        refused(
-            advect_tensor_data(there.tensor, &raw mut data),
-            ADVECT_ERROR_UNSUPPORTED,
-            "advect_tensor_download",
-        );
-        let mut managed = null_mut();
-        refused(advect_view_to_dlpack(&raw const there, &raw mut managed), ADVECT_ERROR_UNSUPPORTED, "wgpu");
-        // Destroyed with work under way.
-        ok(advect_device_destroy(wgpu));
-        assert_eq!(values(out.tensor, 4), [0.0; 4]);
-        for v in [here, there, there_too, out] {
-            ok(advect_tensor_destroy(v.tensor));
-        }
-        for d in [cpu, again] {
-            ok(advect_device_destroy(d));
+    for name in asked().into_iter().filter(|name| *name != "cpu") {
+        let (cpu, gpu) = (open("cpu"), open(name));
+        let face = name.split(':').next().unwrap();
+        let x = |device| view(tensor(device, ADVECT_F32, &[4]));
+        let (here, there, there_too, out) = (x(cpu), x(gpu), x(gpu), x(gpu));
+        // SAFETY: views are of living tensors.
+        unsafe {
+            let run = |device, x: &advect_view, out: &advect_view| {
+                let mut args = advect_step_args { out, ..sized() };
+                args.x[0] = x;
+                args.coefficients[0] = 1.0;
+                advect_step(device, &raw const args)
+            };
+            let elsewhere = "got memory of another device";
+            refused(
+                run(gpu, &here, &out),
+                ADVECT_ERROR_ARGUMENT,
+                &format!("step: `x0`: wanted memory that this device ({face}) reaches, {elsewhere}"),
+            );
+            refused(run(cpu, &here, &out), ADVECT_ERROR_ARGUMENT, "step: `out`");
+            ok(run(gpu, &there, &out));
+            let again = open(name);
+            refused(run(again, &there, &there_too), ADVECT_ERROR_ARGUMENT, elsewhere);
+            if face == "wgpu" {
+                let mut data = null_mut();
+                refused(
+                    advect_tensor_data(there.tensor, &raw mut data),
+                    ADVECT_ERROR_UNSUPPORTED,
+                    "advect_tensor_download",
+                );
+                let mut managed = null_mut();
+                refused(
+                    advect_view_to_dlpack(&raw const there, &raw mut managed),
+                    ADVECT_ERROR_UNSUPPORTED,
+                    "wgpu",
+                );
+            }
+            // Destroyed with work under way.
+            ok(advect_device_destroy(gpu));
+            assert_eq!(values(out.tensor, 4), [0.0; 4]);
+            for v in [here, there, there_too, out] {
+                ok(advect_tensor_destroy(v.tensor));
+            }
+            for d in [cpu, again] {
+                ok(advect_device_destroy(d));
+            }
         }
     }
 }

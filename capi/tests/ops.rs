@@ -23,10 +23,13 @@ fn pairs() -> Vec<Pair> {
         let mut info: advect_device_info = sized();
         // SAFETY: the struct says its size.
         ok(unsafe { advect_device_describe(c, &raw mut info) });
-        #[cfg(feature = "wgpu")]
-        let rust = if info.kind == ADVECT_DEVICE_CPU { Device::cpu(2) } else { Device::wgpu(0) };
-        #[cfg(not(feature = "wgpu"))]
-        let rust = Device::cpu(2);
+        let rust = match info.kind {
+            #[cfg(feature = "wgpu")]
+            ADVECT_DEVICE_WGPU => Device::wgpu(0),
+            #[cfg(feature = "cuda")]
+            ADVECT_DEVICE_CUDA => Device::cuda(0),
+            _ => Device::cpu(2),
+        };
         Pair { c, rust: rust.unwrap() }
     };
     devices().into_iter().map(pair).collect()

@@ -3,7 +3,7 @@
 //!
 //!     cargo run --release -p advect-burn --features wgpu --example denoise
 
-use advect::ops::{Activation, Attention, Coefficients, Conv, Norm, NormKind, Step};
+use advect::ops::{Activation, Attention, Conv, Norm, NormKind, Step};
 use advect_burn::{Advect, ConvInputs, NormInputs};
 use burn::nn::conv::{Conv2d, Conv2dConfig};
 use burn::nn::{GroupNorm, GroupNormConfig, Linear, LinearConfig, PaddingConfig2d};
@@ -35,14 +35,9 @@ impl Denoiser {
             let padding = PaddingConfig2d::Explicit(pad, pad, pad, pad);
             Conv2dConfig::new([CHANNELS, c_out], [size, size]).with_padding(padding).init(device)
         };
-        Self {
-            norm1: norm(),
-            conv1: conv(CHANNELS, 3),
-            time: LinearConfig::new(1, CHANNELS).init(device),
-            norm2: norm(),
-            conv2: conv(CHANNELS, 3),
-            qkv: conv(3 * CHANNELS, 1),
-        }
+        let time = LinearConfig::new(1, CHANNELS).init(device);
+        let (conv1, conv2, qkv) = (conv(CHANNELS, 3), conv(CHANNELS, 3), conv(3 * CHANNELS, 1));
+        Self { norm1: norm(), conv1, time, norm2: norm(), conv2, qkv }
     }
 
     fn embed(&self, t: f32, x: &Tensor<4>) -> Tensor<2> {
@@ -94,8 +89,7 @@ fn conv(
 fn norm_silu(advect: &Advect, module: &GroupNorm, x: Tensor<4>) -> advect_burn::Result<Tensor<4>> {
     let kind = NormKind::Group { groups: module.num_groups };
     let op = Norm { kind, eps: module.epsilon as f32, activation: Activation::Silu };
-    let weight = module.gamma.as_ref().map(|p| p.val());
-    let bias = module.beta.as_ref().map(|p| p.val());
+    let [weight, bias] = [&module.gamma, &module.beta].map(|p| p.as_ref().map(|p| p.val()));
     advect.norm(op, NormInputs { x, weight, bias, scale: None, shift: None })
 }
 
@@ -104,8 +98,7 @@ fn sample(name: &str, advect: &Advect, device: &Device) -> Result<f32> {
     let model = Denoiser::new(device);
     let noise = Tensor::<4>::random([2, CHANNELS, 12, 10], Distribution::Normal(0.0, 1.0), device);
     let dt = 0.25 / STEPS as f32;
-    let euler = [1.0, dt, 0.0, 0.0, 0.0, 0.0, 0.0, 0.0];
-    let euler = Step { coefficients: Coefficients::Values { x: euler, noise: 0.0 }, noise: None };
+    let euler = Step::sum(&[1.0, f64::from(dt)])?;
 
     let (mut theirs, mut ours) = (noise.clone(), noise);
     let start = Instant::now();

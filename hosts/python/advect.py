@@ -12,11 +12,14 @@ TYPES = {"size_t": c.c_size_t, "uint64_t": c.c_uint64, "int64_t": c.c_int64, "ui
 
 
 class Error(Exception):
-    """What advect_last_error_message says."""
+    """What advect_last_error_message says, or what is wrong before the library is asked."""
 
 
 class Advect:
-    """A device of the library at `path`, whose header is at `header`; constants are attributes."""
+    """A device of the library at `path`, whose header is at `header`; constants are attributes.
+
+    After os.fork (multiprocessing with "fork") the child makes one of its own: what was opened before it is refused.
+    """
 
     def __init__(self, path, header, device="cpu"):
         text = re.sub(r"//[^\n]*|/\*.*?\*/", "", Path(header).read_text("utf-8"), flags=re.S)
@@ -50,6 +53,10 @@ class Advect:
     def struct(self, name, **fields):
         """A struct with its size and these fields set, and the others 0."""
         kind = self.structs["advect_" + name]
+        known = [field for field, _ in kind._fields_ if field not in ("struct_size", "reserved")]
+        for field in fields:
+            if field not in known:  # ctypes would keep it beside the struct
+                raise Error(f"{name.removesuffix('_args')}: wanted {', '.join(known)}, got `{field}`")
         value = kind(**fields)
         if kind._fields_[0][0] == "struct_size":
             value.struct_size = c.sizeof(kind)
@@ -77,7 +84,9 @@ class Advect:
 
     def run(self, op, **fields):
         """Calls an op; arrays become views, None stays absent, a list of arrays fills an array of views."""
-        views = []
+        views, ops = [], [name[7:-5] for name in self.structs if name.endswith("_args")]
+        if op not in ops:
+            raise Error(f"wanted an op: {', '.join(ops)}, got `{op}`")
 
         def field(value):
             if isinstance(value, list):
@@ -96,7 +105,8 @@ class Advect:
 
     def solve(self, velocity, x, method, times=None, steps=0):
         """Integrates dx/dt = velocity(t, x), which returns a new array, from the array x, which is written over."""
-        times = (c.c_double * len(times or ()))(*(times or ()))
+        times = () if times is None else [float(t) for t in times]
+        times = (c.c_double * len(times))(*times)
         options = self.struct("solver_options", method=method, steps=steps, times_count=len(times),
                               times=c.addressof(times) if len(times) else None)
         solver = self.out("solver_new", c.byref(options))

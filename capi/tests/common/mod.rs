@@ -41,17 +41,20 @@ pub(crate) fn open(name: &str) -> *mut advect_device {
     device
 }
 
-/// The devices to test: the CPU, and an adapter where the environment asks for that face.
-pub(crate) fn devices() -> Vec<*mut advect_device> {
-    let asked = |face: &str| {
+/// The names of the devices to test: the CPU, and the first of each face that the environment asks for.
+pub(crate) fn asked() -> Vec<&'static str> {
+    let faces = [("wgpu", "wgpu:0", ADVECT_FEATURE_WGPU), ("cuda", "cuda:0", ADVECT_FEATURE_CUDA)];
+    let wanted = |face: &str| {
         let named = |v: &str| std::env::var(v).is_ok_and(|s| s.split(',').any(|f| f == face));
         named("ADVECT_FACES") || named("ADVECT_REQUIRE")
     };
-    let mut all = vec![open("cpu")];
-    if asked("wgpu") && advect_features() & ADVECT_FEATURE_WGPU != 0 {
-        all.push(open("wgpu:0"));
-    }
-    all
+    let here = faces.into_iter().filter(|(face, _, bit)| wanted(face) && advect_features() & bit != 0);
+    std::iter::once("cpu").chain(here.map(|(_, name, _)| name)).collect()
+}
+
+/// They, open.
+pub(crate) fn devices() -> Vec<*mut advect_device> {
+    asked().into_iter().map(open).collect()
 }
 
 pub(crate) fn tensor(device: *const advect_device, dtype: advect_dtype, shape: &[u64]) -> *mut advect_tensor {

@@ -87,6 +87,8 @@ fn main() -> Result<(), Box<dyn Error>> {
     let mut encoder = device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let (submitted, before) = (engine::submission(&queue), device.get_internal_counters().hal);
+    let counted = [&before.buffers, &before.bind_groups, &before.compute_pipelines].map(|n| n.read());
+    assert!(counted.iter().all(|&n| n > 0), "wgpu counts nothing: {counted:?}");
     plan.iter().for_each(|launch| launch.record(&mut pass));
     let after = device.get_internal_counters().hal;
     assert_eq!(engine::submission(&queue), submitted + 1, "advect submitted something");
