@@ -7,7 +7,7 @@ use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 #[cfg(feature = "ptx-sim")]
 use crate::op::Operands;
-use crate::op::{self, Caps, Language, Op, Signature};
+use crate::op::{self, Caps, Language, Op, Signature, Slot};
 use crate::source::{self, Variant};
 use crate::view::Memory;
 use std::cell::Cell;
@@ -60,12 +60,12 @@ pub(super) fn planned<T: Verified>(case: &Case<T>, caps: &Caps) -> Option<Varian
 }
 
 /// Whether what `newer` executes says all about what `this` would execute of a variant: both read the same dialect of PTX, and no
-/// line of the source asks which of the two it is compiled for. Lines that convert bf16 do; kernels with tensor cores are
-/// other variants before sm_80.
+/// line of the source asks which of the two it is compiled for. Those that do convert 16 bits (`common/element.cuh`) or belong
+/// to tensor cores, whose kernels are other variants before sm_80.
 pub fn repeats(variant: &Variant, this: Language, newer: Language) -> bool {
     let (Language::Cuda { arch: this }, Language::Cuda { arch: newer }) = (this, newer) else { return false };
-    let bf16 = variant.signature.slots().iter().any(|slot| slot.dtype == Some(Dtype::Bf16));
-    this < newer && newer < UNTYPED && !bf16
+    let of_16_bits = |slot: &Slot| matches!(slot.dtype, Some(Dtype::F16 | Dtype::Bf16));
+    this < newer && newer < UNTYPED && !variant.signature.slots().iter().any(of_16_bits)
 }
 
 /// The first architecture for which NVRTC leaves the type of a register to the instruction.
@@ -326,6 +326,22 @@ mod compile {
 mod tests {
     use super::*;
     use crate::target::presets;
+
+    /// What [`repeats`] takes for granted: the architecture is asked for nowhere else.
+    #[test]
+    fn only_conversions_and_tensor_cores_ask_for_the_architecture() {
+        let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/kernels");
+        for path in [folder.to_owned(), format!("{folder}/common")] {
+            for entry in std::fs::read_dir(path).unwrap().map(Result::unwrap) {
+                let asks = entry.file_type().unwrap().is_file()
+                    && std::fs::read_to_string(entry.path()).unwrap().contains("__CUDA_ARCH__");
+                assert!(
+                    !asks || ["element.cuh", "mma.cuh"].map(Into::into).contains(&entry.file_name()),
+                    "{entry:?}"
+                );
+            }
+        }
+    }
 
     #[test]
     fn every_device_reaches_kernels_and_each_once() {

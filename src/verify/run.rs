@@ -29,7 +29,7 @@ pub struct Selection {
     /// neighbours are alike; random cases come first, since each of them does many things at once.
     pub fail_fast: bool,
     /// Leave out what another of the devices executes as well: bf16 on all adapters but the first, since no WGSL knows of it,
-    /// and kernels of a simulated GPU that are those of a newer one with the same dialect of PTX.
+    /// and f32 kernels of a simulated GPU that are those of a newer one with the same dialect of PTX.
     pub unrepeated: bool,
 }
 

@@ -25,10 +25,14 @@ pub(crate) fn licences() -> Result<()> {
     if step::has("cargo-deny", "--version") {
         let advisories = std::env::var_os("CARGO_HOME")
             .is_some_and(|home| std::path::Path::new(&home).join("advisory-dbs").exists());
+        if !advisories {
+            println!("advisories: skipped, their database is not at hand (`cargo deny fetch`)");
+        }
         let mut checks = vec!["licenses", "bans", "sources"];
         checks.extend(advisories.then_some("advisories"));
         return run(cargo("deny --workspace check").args(checks));
     }
+    println!("bans, sources, advisories: skipped, there is no cargo-deny (`cargo install cargo-deny`)");
     let text = std::fs::read_to_string(step::root().join("deny.toml")).context("cannot read deny.toml")?;
     let deny: Deny = toml::from_str(&text).context("in deny.toml")?;
     let allowed = allowed(&deny.licenses.allow)?;

@@ -2,7 +2,8 @@
 
 use crate::step::{self, cargo, run};
 use anyhow::{Context, Result, bail};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
+use std::process::Command;
 
 /// What a registry takes at most is 10 MiB; this leaves room.
 const LARGEST: u64 = 8_000_000;
@@ -41,9 +42,13 @@ fn unpacked() -> PathBuf {
     step::target().join("unpacked")
 }
 
-fn unpack(file: &std::path::Path) -> Result<()> {
+fn unpack(file: &Path) -> Result<()> {
     std::fs::create_dir_all(unpacked())?;
-    run(std::process::Command::new("tar").arg("xzf").arg(file).current_dir(unpacked()))
+    run(Command::new("tar").arg("xzf").arg(file).current_dir(unpacked()))?;
+    let manifest = unpacked().join(file.file_stem().unwrap_or_default()).join("Cargo.toml");
+    // It stands by itself: cargo would take it for a part of the workspace that the target folder is in.
+    let text = std::fs::read_to_string(&manifest).with_context(|| format!("no {}", manifest.display()))?;
+    std::fs::write(manifest, text + "\n[workspace]\n").context("the packed manifest cannot be changed")
 }
 
 /// The tests of the packed crate, with the packed simulator in the place of the registry's, outside of the workspace.

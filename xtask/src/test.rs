@@ -1,7 +1,7 @@
 //! Everything that must hold before a commit lands: `cargo xtask test`.
 
 use crate::setup::{self, Found};
-use crate::step::{self, EVERYTHING, Steps, cargo, run};
+use crate::step::{self, EVERYTHING, LINTED, Steps, cargo, run};
 use crate::{kernels, licences, package};
 use anyhow::Result;
 use std::path::Path;
@@ -11,7 +11,7 @@ const NO_FEATURES: &str = "--package advect --package advect-capi --no-default-f
 
 /// The feature sets that must lint clean, with all targets: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
-    ("default features and the simulator", EVERYTHING),
+    ("default features, the simulator, and burn on wgpu", LINTED),
     ("no features", NO_FEATURES),
     ("the command line alone", "--package advect --no-default-features --features cli"),
     ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
@@ -34,6 +34,13 @@ pub(crate) fn test() -> Result<()> {
             run(cargo("clippy --quiet --all-targets")
                 .args(flags.split_whitespace())
                 .args(["--", "-D", "warnings"]))
+        })?;
+    }
+    // Its build script wants the CUDA compiler.
+    if step::has("nvcc", "--version") {
+        steps.step("lints: candle on CUDA", || {
+            let candle = "clippy --quiet --all-targets --package advect-candle --features cuda";
+            run(cargo(candle).args(["--", "-D", "warnings"]))
         })?;
     }
     steps.step("build", || {
@@ -137,6 +144,6 @@ fn minimum_rust() -> Result<()> {
         return Ok(());
     }
     let mut command = Command::new("cargo");
-    command.args([&toolchain, "check", "--quiet", "--package", "advect", "--all-features", "--all-targets"]);
+    command.args([&toolchain, "check", "--quiet", "--all-targets"]).args(EVERYTHING.split_whitespace());
     run(command.current_dir(step::root()))
 }

@@ -192,7 +192,8 @@ impl Runner {
             Some(driver) => command
                 .env("VK_ICD_FILENAMES", driver)
                 .env("ADVECT_FACES", "wgpu")
-                .env("ADVECT_REQUIRE", "wgpu"),
+                .env("ADVECT_REQUIRE", "wgpu")
+                .env("ADVECT_ADAPTERS", "1"),
             None => command.args(["--device", stage.device]),
         };
         let mut child = command.spawn().with_context(|| format!("cannot start {}", self.advect.display()))?;
