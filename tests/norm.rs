@@ -130,7 +130,7 @@ fn long_rows() {
             out: View::of_mut(&mut out, &shape).unwrap(),
         };
         Cpu::new().unwrap().run(&layer, args).unwrap();
-        let wanted = |c: usize| if c % 2 == 0 { weight[c] } else { -weight[c] };
+        let wanted = |c: usize| if c.is_multiple_of(2) { weight[c] } else { -weight[c] };
         assert!((0..len).all(|c| out[c] == wanted(c)), "{len}");
     }
 }

@@ -126,7 +126,7 @@ impl Place {
         Self { start: self.start, row: self.column, column: self.row }
     }
 
-    fn from_row(self, i: usize) -> Self {
+    fn at_row(self, i: usize) -> Self {
         Self { start: self.of(i, 0), ..self }
     }
 }
@@ -151,8 +151,8 @@ impl<T: Float> Matrix<'_, T> {
         Self { at: self.at, place: self.place.transposed() }
     }
 
-    fn from_row(self, i: usize) -> Self {
-        Self { at: self.at, place: self.place.from_row(i) }
+    fn at_row(self, i: usize) -> Self {
+        Self { at: self.at, place: self.place.at_row(i) }
     }
 }
 
@@ -196,10 +196,10 @@ impl<T: Float> Product<'_, T> {
     fn part(self, rows: Range<usize>) -> Self {
         Self {
             m: rows.len(),
-            a: self.a.from_row(rows.start),
-            bias: self.bias.map(|bias| bias.from_row(rows.start)),
-            residual: self.residual.map(|residual| residual.from_row(rows.start)),
-            out_place: self.out_place.from_row(rows.start),
+            a: self.a.at_row(rows.start),
+            bias: self.bias.map(|bias| bias.at_row(rows.start)),
+            residual: self.residual.map(|residual| residual.at_row(rows.start)),
+            out_place: self.out_place.at_row(rows.start),
             ..self
         }
     }

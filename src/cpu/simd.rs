@@ -428,6 +428,7 @@ impl Simd for Plain {
 mod x86 {
     use super::{Float, Simd, bf16, f16};
     use std::arch::x86_64::*;
+    use std::mem::transmute;
 
     /// 16 lanes, with or without products of pairs of bf16.
     #[derive(Clone, Copy)]
@@ -554,15 +555,15 @@ mod x86 {
         #[inline(always)]
         unsafe fn pair(low: __m512, high: __m512) -> __m512 {
             unsafe {
-                let low: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(low));
-                let high: __m256i = std::mem::transmute(_mm512_cvtneps_pbh(high));
+                let low = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(low));
+                let high = transmute::<__m256bh, __m256i>(_mm512_cvtneps_pbh(high));
                 let high = _mm512_slli_epi32::<16>(_mm512_cvtepu16_epi32(high));
                 _mm512_castsi512_ps(_mm512_or_si512(_mm512_cvtepu16_epi32(low), high))
             }
         }
         #[inline(always)]
         unsafe fn dot(a: __m512, b: __m512, c: __m512) -> __m512 {
-            unsafe { _mm512_dpbf16_ps(c, std::mem::transmute(a), std::mem::transmute(b)) }
+            unsafe { _mm512_dpbf16_ps(c, transmute::<__m512, __m512bh>(a), transmute::<__m512, __m512bh>(b)) }
         }
         #[inline(always)]
         unsafe fn sum(a: __m512) -> f32 {

@@ -64,8 +64,8 @@ pub(super) fn planned<T: Verified>(case: &Case<T>, caps: &Caps) -> Option<Varian
 /// to tensor cores, whose kernels are other variants before sm_80.
 pub fn repeats(variant: &Variant, this: Language, newer: Language) -> bool {
     let (Language::Cuda { arch: this }, Language::Cuda { arch: newer }) = (this, newer) else { return false };
-    let of_16_bits = |slot: &Slot| matches!(slot.dtype, Some(Dtype::F16 | Dtype::Bf16));
-    this < newer && newer < UNTYPED && !variant.signature.slots().iter().any(of_16_bits)
+    let narrow = |slot: &Slot| matches!(slot.dtype, Some(Dtype::F16 | Dtype::Bf16));
+    this < newer && newer < UNTYPED && !variant.signature.slots().iter().any(narrow)
 }
 
 /// The first architecture for which NVRTC leaves the type of a register to the instruction.

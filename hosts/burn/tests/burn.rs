@@ -322,7 +322,7 @@ fn bad_input_is_a_typed_error() {
             let here = random(&Device::flex(), DType::F32, [1, 2, 3, 4]);
             let error = advect.attention(op, q.clone(), here, q.clone()).unwrap_err();
             assert!(matches!(error, Error::Backend { op: "attention", .. }), "{error}");
-            let error = Advect::cpu().step(combine(1.0, 0.0), &[q]).unwrap_err();
+            let error = Advect::cpu().step(combine(1.0, 0.0), std::slice::from_ref(&q)).unwrap_err();
             assert!(error.to_string().contains("Advect::wgpu"), "{error}");
         }
         if device == Device::flex() {
