@@ -50,7 +50,7 @@ impl Isa {
         all
     }
 
-    /// The fastest instruction set that this machine has.
+    /// The widest instruction set that this machine has, but for those that are known to be slow.
     pub fn detect() -> Self {
         let mut all = Self::available();
         #[cfg(target_arch = "x86_64")]
@@ -117,8 +117,8 @@ impl Isa {
     }
 }
 
-/// Whether a dot product of pairs of bf16 takes no longer than the multiply-add of f32 that does half its work. On AMD's cores
-/// it does not; on Intel's, up to Emerald Rapids, it takes four times as long.
+/// Whether a dot product of pairs of bf16 is taken to be worth it: on AMD's CPUs only. On Intel's Emerald Rapids it takes four
+/// times as long as a multiply-add of f32, which does half its work (benches/README.md).
 #[cfg(target_arch = "x86_64")]
 fn dots_are_fast() -> bool {
     #[allow(unused_unsafe, reason = "older compilers ask for it")]

@@ -51,7 +51,7 @@ impl Kernel {
     }
 }
 
-/// The kernel that a device would run a case with; `None` where it launches none.
+/// The kernel that a device would run a case with; `None` where it cannot.
 #[cfg(feature = "ptx-sim")]
 pub(super) fn planned<T: Verified>(case: &Case<T>, caps: &Caps) -> Option<Variant> {
     let (params, signature) = prepared(&case.op, case.args.duplicate()).ok()?;
