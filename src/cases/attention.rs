@@ -168,8 +168,12 @@ enum Extra {
     MaxSeqlens,
     /// Starts of packed sequences before the first token and after the last, and of keys one that is less than before.
     WildStarts,
+    /// The start of the last sequence, far behind the last token.
+    LateStarts,
     /// Keys in pages of so many tokens, in no order, and how many keys each sequence has.
     Pages(usize, &'static [i32]),
+    /// The first pages of such keys before the pool and behind it.
+    WildPages,
     /// Parts of the keys, each with a result. To be the last.
     Splits(u32),
 }
@@ -288,11 +292,24 @@ impl Extra {
                 };
                 wild(&mut args.cu_seqlens_q, None);
                 wild(&mut args.cu_seqlens_k, Some(1.0));
-                // Any key may be seen now.
-                for view in [&mut args.k, &mut args.v] {
-                    let values = Fill::Values((0..view.shape().iter().product()).map(some).collect());
-                    *view.memory_mut() = values;
+                any_key(args);
+                "wild".into()
+            }
+            Self::LateStarts => {
+                for starts in [&mut args.cu_seqlens_q, &mut args.cu_seqlens_k] {
+                    let Some(Fill::Values(starts)) = starts.as_mut().map(View::memory_mut) else { continue };
+                    let n = starts.len();
+                    starts[n - 2] = i32::MAX as f32;
                 }
+                any_key(args);
+                "late".into()
+            }
+            Self::WildPages => {
+                if let Some(Fill::Values(table)) = args.block_table.as_mut().map(View::memory_mut) {
+                    table[0] = -5.0;
+                    table[1] = i32::MAX as f32;
+                }
+                any_key(args);
                 "wild".into()
             }
             Self::MaxSeqlens => {
@@ -360,6 +377,14 @@ impl Extra {
     }
 }
 
+/// Any token of K and V may be seen: none is NaN.
+fn any_key(args: &mut AttentionArgs<Fill, ()>) {
+    for view in [&mut args.k, &mut args.v] {
+        let values = Fill::Values((0..view.shape().iter().product()).map(some).collect());
+        *view.memory_mut() = values;
+    }
+}
+
 /// Some numbers, by where they are.
 fn some(at: usize) -> f32 {
     (at * 7919 % 1999) as f32 / 1000.0 - 1.0
@@ -384,8 +409,8 @@ fn hiding() -> Fill {
 /// Extras alone and as models combine them: sizes, heads of K and V, the op, the extras.
 fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
     use Extra::{
-        Bias, KeyLengths, Lse, Mask, MaxSeqlens, PackedKeys, PackedQueries, Pages, QueryLengths, Sinks,
-        Slopes, Splits, ValueDim, WildStarts,
+        Bias, KeyLengths, LateStarts, Lse, Mask, MaxSeqlens, PackedKeys, PackedQueries, Pages, QueryLengths,
+        Sinks, Slopes, Splits, ValueDim, WildPages, WildStarts,
     };
     let rows = || Layout::Contiguous;
     let per_head = || Layout::Broadcast(vec![0]);
@@ -490,6 +515,8 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
         ([2, 2, 20, 1, 16], 2, plain, vec![PackedKeys(&[0, 40]), Mask(rows()), Lse]),
         // What starts say is not believed: no token is read that is not there.
         ([3, 2, 1, 1, 16], 1, plain, vec![PackedQueries(&[3, 4, 2]), PackedKeys(&[4, 6, 3]), WildStarts]),
+        ([3, 2, 1, 1, 16], 2, plain, vec![PackedQueries(&[3, 4, 2]), PackedKeys(&[4, 6, 3]), LateStarts]),
+        ([2, 2, 20, 70, 16], 2, plain, vec![KeyLengths(&[70, -3]), Lse]),
         // Nor what they say beside `max_seqlen_k`.
         (
             [3, 2, 1, 1, 32],
@@ -516,6 +543,8 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
         ([3, 2, 37, 130, 32], 2, causal, vec![Pages(64, &[130, 0, 128]), Lse]),
         ([2, 2, 20, 24, 8], 2, plain, vec![Pages(1, &[24, 24]), Mask(rows())]),
         (large, 2, causal, vec![Pages(32, &[70, 64, 33, 1, 0])]),
+        // Pages that are not there.
+        ([2, 2, 3, 40, 24], 1, plain, vec![Pages(8, &[40, 33]), WildPages]),
         ([2, 2, 1, 70, 32], 2, causal, vec![PackedQueries(&[9, 20]), MaxSeqlens, Pages(8, &[70, 20]), Lse]),
         // Parts of the keys: of whole and ragged tiles, parts that have none; windows that some parts do not reach.
         ([1, 4, 1, 300, 64], 2, causal, vec![Sinks(&[0.5, -3.0]), Splits(3)]),
@@ -530,6 +559,15 @@ fn extras() -> Vec<(Sizes, usize, Attention, Vec<Extra>)> {
             vec![PackedQueries(&[3, 5]), MaxSeqlens, Pages(16, &[150, 70]), Splits(2)],
         ),
         ([1, 2, 5, 0, 8], 2, plain, vec![Splits(3)]),
+        // Sinks that part of the keys count: that leave the others no weight, of several queries.
+        ([1, 1, 20, 130, 32], 1, plain, vec![Sinks(&[300.0]), Splits(2)]),
+        ([1, 2, 3, 70, 16], 2, plain, vec![Sinks(&[0.5, -3.0]), Splits(3)]),
+        // Exactly what hides: sinks of no keys, the bias of all of them.
+        ([1, 1, 3, 0, 8], 1, plain, vec![Sinks(&[-1e38]), Lse]),
+        ([1, 11, 1, 1, 8], 11, plain, vec![Bias(true, rows(), Fill::Constant(-1e38)), Lse]),
+        ([1, 2, 20, 33, 8], 2, plain, vec![Bias(true, rows(), Fill::Constant(-1e38)), Lse]),
+        // A sink, and one block more than there are queries.
+        ([1, 53, 3, 5, 8], 53, plain, vec![Sinks(&[0.5, 3.0, -1.0])]),
         // All of it.
         (
             [2, 4, 66, 90, 40],
@@ -569,6 +607,15 @@ fn windows() -> Vec<(Sizes, Option<u32>, Option<u32>)> {
         ([1, 1, 40, 40, 16], Some(u32::MAX), Some(u32::MAX)),
         ([1, 1, 5, 0, 16], None, Some(0)),
     ]
+}
+
+/// Scores up to 1e9 and more, an ulp of which is a power of two beyond what is exponentiated, in other ranges for each query.
+/// One key has all the weight, and values are such that no result near 0 is near a right one.
+fn large_scores([b, h, nq, nk, d]: Sizes) -> Fills {
+    let q = |at: usize| 2f32.powi(15 - (at / d % nq % 8) as i32);
+    let k = |at: usize| 256.0 * (1 + at / d % nk * 3 % 70) as f32;
+    let all = |n: usize, of: &dyn Fn(usize) -> f32| Fill::Values((0..b * h * n * d).map(of).collect());
+    [all(nq, &q), all(nk, &k), Fill::Uniform(3.0, 4.0)]
 }
 
 /// Values whose scores go where a softmax is hurt. `d` is the size of a head.
@@ -711,6 +758,13 @@ impl Verified for Attention {
                     fills(3e18),
                 ));
             }
+        }
+        for (sizes, op) in [
+            ([1, 2, 20, 70, 8], Self::scaled(0.25)),
+            ([5, 4, 66, 70, 64], Self::scaled(0.25)),
+            ([5, 4, 66, 70, 80], Self::scaled(-0.25)),
+        ] {
+            all.push(case(op, dtype, sizes, heads, "1e9", large_scores(sizes)));
         }
         // Of a key that no query sees K may be anything. Not V, which a weight of 0 multiplies.
         for nq in [2, 20] {

@@ -307,6 +307,8 @@ impl Verified for LinearAttention {
         add(Self::scaled(-2.0), [1, 2, 20, 16, 8], 3, &[Keys(3)]);
         // More blocks than a small grid has along an axis.
         add(causal, [4, 16, 2, 16, 8], 1, &[]);
+        // One block more than there are states, whose results would lie inside of the operand.
+        add(causal, [1, 53, 2, 16, 8], 7, &[]);
         // Nothing: no batch, heads, tokens, keys, channels, columns; and then states alone.
         for sizes in [[0, 2, 9, 16, 8], [1, 0, 9, 16, 8], [1, 2, 0, 16, 8], [1, 2, 9, 0, 8], [1, 2, 9, 16, 0]]
         {

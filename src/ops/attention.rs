@@ -195,7 +195,8 @@ crate::operands! {
         cu_seqlens_k: optional,
         /// `[b, pages]`, i32: the keys of a sequence in pages (PagedAttention, Kwon et al. 2023, arXiv:2309.06180). `k` and
         /// `v` are then `[pages of all, h / g, tokens of a page, d]`, key `j` of a sequence being token `j % tokens` of page
-        /// `block_table[b, j / tokens]`. Entries past the length of a sequence are not read.
+        /// `block_table[b, j / tokens]`; an entry outside of the pool counts as the nearest inside. Entries past the length
+        /// of a sequence are not read.
         block_table: optional,
         /// `[b, h]`, f32: slopes of ALiBi (Press et al. 2021, arXiv:2108.12409), by which scores fall with the distance
         /// between the places of query and key.

@@ -148,7 +148,8 @@ impl Query {
         match &args.block_table {
             Some(table) => {
                 let page = args.k.shape()[2];
-                [table.memory().at(&[self.b, j / page]) as usize, j % page]
+                let last = args.k.shape()[0].saturating_sub(1) as f64;
+                [table.memory().at(&[self.b, j / page]).clamp(0.0, last) as usize, j % page]
             }
             None if args.cu_seqlens_k.is_some() => [0, self.k_start + j],
             None => [self.b, j],

@@ -1,5 +1,6 @@
 //! Set-up and chores of advect.
 
+mod candle;
 mod capi;
 mod kernels;
 mod licences;

@@ -33,8 +33,8 @@ pub(crate) fn cargo(words: &str) -> Command {
 /// alone build for as long as everything else.
 pub(crate) const EVERYTHING: &str = "--workspace --features advect/ptx-sim";
 
-/// The same with burn's wgpu backend, for the lints, which do not generate code.
-pub(crate) const LINTED: &str = "--workspace --features advect/ptx-sim,advect-burn/wgpu";
+/// The same with burn's wgpu backend and candle's CUDA, for lints and documents, which generate no code.
+pub(crate) const LINTED: &str = "--workspace --features advect/ptx-sim,advect-burn/wgpu,advect-candle/cuda";
 
 /// A program of the workspace, built with the features of [`EVERYTHING`]: those of its package alone would build the
 /// library, and much of what it depends on, once more.

@@ -1,5 +1,6 @@
 //! Everything that must hold before a commit lands: `cargo xtask test`.
 
+use crate::candle::Compiler;
 use crate::setup::{self, Found};
 use crate::step::{self, EVERYTHING, LINTED, Steps, cargo, run};
 use crate::{kernels, licences, package};
@@ -11,7 +12,7 @@ const NO_FEATURES: &str = "--package advect --package advect-capi --no-default-f
 
 /// The feature sets that must lint clean, with all targets: all, each alone, none.
 const FEATURES: [(&str, &str); 5] = [
-    ("default features, the simulator, and burn on wgpu", LINTED),
+    ("default features, the simulator, burn on wgpu, candle on CUDA", LINTED),
     ("no features", NO_FEATURES),
     ("the command line alone", "--package advect --no-default-features --features cli"),
     ("cuda alone", "--package advect --package advect-capi --no-default-features --features cuda"),
@@ -29,20 +30,19 @@ pub(crate) fn test() -> Result<()> {
     let Some(found) = found else { return Ok(()) };
     steps.step("format", || run(&mut cargo("fmt --all --check")))?;
     steps.step("licences", licences::licences)?;
+    let compiler = Compiler::new()?;
     for (name, flags) in FEATURES {
         steps.step(&format!("lints: {name}"), || {
-            run(cargo("clippy --quiet --all-targets")
-                .args(flags.split_whitespace())
-                .args(["--", "-D", "warnings"]))
+            let mut clippy = compiler.find(cargo("clippy --quiet --all-targets"));
+            run(clippy.args(flags.split_whitespace()).args(["--", "-D", "warnings"]))
         })?;
     }
-    // Its build script wants the CUDA compiler.
-    if step::has("nvcc", "--version") {
-        steps.step("lints: candle on CUDA", || {
-            let candle = "clippy --quiet --all-targets --package advect-candle --features cuda";
-            run(cargo(candle).args(["--", "-D", "warnings"]))
-        })?;
-    }
+    // Of what the lints have checked, so that dependencies are not checked once more.
+    steps.step("docs", || {
+        let mut doc = compiler.find(cargo("doc --quiet --no-deps"));
+        run(doc.args(LINTED.split_whitespace()).env("RUSTDOCFLAGS", "-D warnings"))
+    })?;
+    compiler.forget()?;
     steps.step("build", || {
         let mut build = cargo("build --quiet --bins --tests");
         run(build.args(EVERYTHING.split_whitespace()))
@@ -83,11 +83,6 @@ pub(crate) fn test() -> Result<()> {
         let graph = step::built("advect-host-cuda-graph");
         // It says that it is skipped where there is no GPU.
         run(on(graph, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
-    })?;
-    steps.step("docs", || {
-        run(cargo("doc --quiet --no-deps")
-            .args(EVERYTHING.split_whitespace())
-            .env("RUSTDOCFLAGS", "-D warnings"))
     })?;
     steps.step("minimum Rust version", minimum_rust)?;
     steps.step("package", || package::package(false))?;

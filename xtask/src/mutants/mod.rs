@@ -145,14 +145,15 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
             args.line.is_empty() || args.line.iter().any(|l| changed.contains(l.as_str()))
         })
         .collect();
-    // In no order, so that what has run of a file when the run is broken off speaks for the rest.
+    // In no order, so that what has run of a file when the run is broken off speaks for the rest. What will survive comes
+    // last: it takes the longest.
+    let reasons = report::Reasons::read()?;
     work.sort_by_cached_key(|(s, m)| {
         let mut hasher = DefaultHasher::new();
         key(s, m).hash(&mut hasher);
-        (place(s), hasher.finish())
+        (place(s), reasons.of(s, m).is_some(), hasher.finish())
     });
     if args.explained {
-        let reasons = report::Reasons::read()?;
         let mut file = appending(&journal)?;
         let (explained, rest) = work
             .into_iter()

@@ -44,9 +44,12 @@ pub(crate) struct Ran {
     pub(crate) seconds: f64,
 }
 
-/// Longer than any op's cross-check takes with nothing compiled, on a machine that does other work too: what runs
-/// into it counts as noticed.
-const LIMIT: Duration = Duration::from_secs(1200);
+/// Processor time, so that other work on the machine does not count: more than any op's cross-check takes with nothing
+/// compiled. What runs into it counts as noticed.
+const LIMIT: Duration = Duration::from_secs(900);
+
+/// Of a process that does not end and does nothing either.
+const WALL_LIMIT: Duration = Duration::from_secs(4 * 3600);
 
 pub(crate) struct Runner {
     advect: PathBuf,
@@ -202,12 +205,12 @@ impl Runner {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if start.elapsed() > LIMIT {
+            if processor_time(child.id()) > LIMIT || start.elapsed() > WALL_LIMIT {
                 child.kill()?;
                 child.wait()?;
                 return Ok((Fate::Noticed, "it does not end".into()));
             }
-            std::thread::sleep(Duration::from_millis(5));
+            std::thread::sleep(Duration::from_millis(20));
         };
         if status.success() {
             return Ok((Fate::Survived, String::new()));
@@ -220,6 +223,15 @@ impl Runner {
         let lines: Vec<&str> = failure.lines().take(2).map(str::trim).collect();
         Ok((fate, lines.join(" ").chars().take(300).collect()))
     }
+}
+
+/// What all threads of a running process have used, as Linux counts it: in hundredths of a second, user and system.
+fn processor_time(process: u32) -> Duration {
+    let stat = std::fs::read_to_string(format!("/proc/{process}/stat")).unwrap_or_default();
+    // The program's name stands in parentheses and may hold spaces; behind it stand the fields from the third.
+    let fields = stat.rsplit_once(')').map(|(_, rest)| rest).unwrap_or_default();
+    let ticks: u64 = fields.split_whitespace().skip(11).take(2).filter_map(|f| f.parse::<u64>().ok()).sum();
+    Duration::from_millis(ticks * 10)
 }
 
 /// Hashes of the compiled kernels in a cache, line information left out: it has columns in it.
@@ -238,4 +250,18 @@ fn kernels(cache: &Path) -> Result<HashSet<u64>> {
         all.insert(hasher.finish());
     }
     Ok(all)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_process_that_works_uses_time() {
+        let start = Instant::now();
+        while processor_time(std::process::id()) < Duration::from_millis(50) {
+            assert!(start.elapsed() < Duration::from_secs(60), "no time is counted");
+        }
+        assert_eq!(processor_time(u32::MAX), Duration::ZERO);
+    }
 }
