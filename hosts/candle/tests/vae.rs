@@ -22,8 +22,9 @@ fn the_decoder_is_as_exact_as_candles_own() -> Result<()> {
 
 /// On a device, by the result in f64 on the CPU.
 fn judge_decoder(device: &Device) -> Result<()> {
-    let (single, double) = (VarMap::new(), VarMap::new());
+    let (single, on_cpu, double) = (VarMap::new(), VarMap::new(), VarMap::new());
     let vb = VarBuilder::from_varmap(&single, DType::F32, device);
+    let vb_cpu = VarBuilder::from_varmap(&on_cpu, DType::F32, &Device::Cpu);
     let vb64 = VarBuilder::from_varmap(&double, DType::F64, &Device::Cpu);
     let config = AutoEncoderKLConfig {
         block_out_channels: vec![16, 24, 40],
@@ -32,15 +33,18 @@ fn judge_decoder(device: &Device) -> Result<()> {
         ..Default::default()
     };
     let theirs = AutoEncoderKL::new(vb.clone(), 3, 3, config.clone())?;
+    let theirs_on_cpu = AutoEncoderKL::new(vb_cpu, 3, 3, config.clone())?;
     let exact = AutoEncoderKL::new(vb64, 3, 3, config.clone())?;
     {
-        // The same weights in both, and norms that are not the identity.
+        // The same weights in all, and norms that are not the identity.
         let (single, double) = (single.data().lock().unwrap(), double.data().lock().unwrap());
+        let on_cpu = on_cpu.data().lock().unwrap();
         for (name, var) in single.iter() {
             if name.contains("norm") {
                 let around = if name.ends_with("weight") { 1f32 } else { 0f32 };
                 var.set(&Tensor::randn(around, 0.3f32, var.shape(), device)?)?;
             }
+            on_cpu[name].set(&var.to_device(&Device::Cpu)?)?;
             double[name].set(&var.to_device(&Device::Cpu)?.to_dtype(DType::F64)?)?;
         }
     }
@@ -54,14 +58,17 @@ fn judge_decoder(device: &Device) -> Result<()> {
         assert_eq!(image.dims(), [2, 3, 28, 20]);
         (double(&image)? - &exact)?.sqr()?.mean_all()?.sqrt()?.to_scalar()
     };
-    let (theirs, ours) = (error(theirs.decode(&latents)?)?, error(ours.decode(&latents)?)?);
+    let ours = error(ours.decode(&latents)?)?;
+    let theirs_on_cpu = error(theirs_on_cpu.decode(&latents.to_device(&Device::Cpu)?)?)?;
+    let theirs = error(theirs.decode(&latents)?)?;
     let size: f64 = exact.sqr()?.mean_all()?.sqrt()?.to_scalar()?;
     println!(
-        "{:?}: of {size:.2}, candle's f32 is off by {theirs:.1e} and advect's by {ours:.1e}",
+        "{:?}: of {size:.2}, candle's f32 is off by {theirs:.1e} ({theirs_on_cpu:.1e} on the CPU) and advect's by {ours:.1e}",
         device.location()
     );
     assert!(size > 0.1 && theirs < 1e-5 * size);
-    // Both add the same numbers in orders of their own: neither may be much the worse.
-    assert!(ours <= 1.5 * theirs, "advect is off by {ours:e}, candle by {theirs:e}");
+    // advect adds the terms of a convolution one after the other on every device, as candle does on the CPU: neither may be
+    // much the worse. On a GPU candle's products are cuBLAS's, which may part a sum among blocks and then errs less.
+    assert!(ours <= 1.5 * theirs_on_cpu, "advect is off by {ours:e}, candle on the CPU by {theirs_on_cpu:e}");
     Ok(())
 }
