@@ -192,6 +192,53 @@ fn register_never_written() {
     assert_eq!(one(SHARED, copy, 1, 1).kind, FindingKind::UninitializedRegister);
 }
 
+/// A struct with padding, or with a member that is not set, travels in wide registers and vectors.
+#[test]
+fn the_written_half_of_a_register_may_be_used() {
+    const LOCAL: &str = ".local .align 16 .b8 l[16];\nmov.u64 %rd3, l;\nmov.b32 %r1, 7;\n";
+    for (body, written, other) in [
+        ("mov.b64 %rd2, {%r0, %r2};\nmov.b64 %rd4, %rd2;\nmov.b64 {%r3, %r4}, %rd4;", "%r3", "%r4"),
+        ("mov.b64 %rd2, {%r2, %r0};\nmov.b64 {%r4, %r3}, %rd2;", "%r3", "%r4"),
+        (
+            "mov.b16 %h0, 1;\nmov.b32 %r2, {%h0, %h1};\nmov.b32 {%h2, %h3}, %r2;\ncvt.u32.u16 %r3, %h2;\ncvt.u32.u16 %r4, %h3;",
+            "%r3",
+            "%r4",
+        ),
+        (
+            "mov.b64 %rd2, {%r0, %r2};\ncvt.u32.u64 %r3, %rd2;\nshr.u64 %rd4, %rd2, 32;\ncvt.u32.u64 %r4, %rd4;",
+            "%r3",
+            "%r4",
+        ),
+        (
+            ".local .align 16 .b8 l[16];\nmov.u64 %rd3, l;\nst.local.v2.b32 [%rd3], {%r0, %r2};\nld.local.v2.b32 {%r3, %r4}, [%rd3];",
+            "%r3",
+            "%r4",
+        ),
+        (
+            ".local .align 16 .b8 l[16];\nmov.u64 %rd3, l;\nmov.b64 %rd2, {%r2, %r0};\nst.local.b64 [%rd3], %rd2;\nld.local.b64 %rd4, [%rd3];\nmov.b64 {%r4, %r3}, %rd4;",
+            "%r3",
+            "%r4",
+        ),
+    ] {
+        clean("", &format!("{body}\nst.global.u32 [%rd1], {written};"), 1, 32);
+        let f = one("", &format!("{body}\nst.global.u32 [%rd1], {other};"), 1, 32);
+        assert_eq!(f.kind, FindingKind::UninitializedRegister, "{body}");
+    }
+    let vector =
+        format!("{LOCAL}st.local.b32 [%rd3+4], %r1;\nld.local.v4.b32 {{%r2, %r3, %r4, %r5}}, [%rd3];");
+    clean("", &format!("{vector}\nst.global.u32 [%rd1], %r3;"), 1, 32);
+    assert_eq!(
+        one("", &format!("{vector}\nst.global.u32 [%rd1], %r4;"), 1, 32).kind,
+        FindingKind::UninitializedRegister
+    );
+    // All of a register that holds half of a value counts.
+    let whole = "mov.b64 %rd2, {%r0, %r2};\nst.global.b64 [%rd0], %rd2;";
+    assert_eq!(one("", whole, 1, 1).kind, FindingKind::UninitializedRegister);
+    // A register that is written anew forgets what it held.
+    let anew = "mov.b64 %rd2, {%r0, %r2};\nadd.s64 %rd2, %rd4, 1;\nmov.b64 {%r3, %r4}, %rd2;\nst.global.u32 [%rd1], %r3;";
+    assert_eq!(one("", anew, 1, 1).kind, FindingKind::UninitializedRegister);
+}
+
 /// A carry that nothing has set, in these lanes or at all, or that comes from what nothing has written.
 #[test]
 fn carry_never_set() {

@@ -124,8 +124,11 @@ impl Env<'_> {
                 return self.put_typed(warp, to, d, &v, m);
             }
         } else if to.is_int() && from.is_int() && plain {
+            // What is cut off may be undefined.
+            let cuts = from.bytes() == 8 && to.bytes() <= 4 && matches!(a, Src::W64(_));
+            let low = cuts.then(|| warp.undef_halves(a)[0]);
             let a = self.src64(warp, a);
-            let mut v = V64 { v: [0; LANES], undef: a.undef };
+            let mut v = V64 { v: [0; LANES], undef: low.unwrap_or(a.undef) };
             match from {
                 Ty::U64 | Ty::S64 | Ty::B64 => v.v = a.v,
                 Ty::S32 => (0..LANES).for_each(|l| v.v[l] = a.v[l] as i32 as i64 as u64),

@@ -19,6 +19,9 @@ const MAX_COPIES: usize = 1 << 20;
 /// What each lane moves, as up to eight 32-bit words, lowest address first: `data[word][lane]`.
 pub(crate) type Data = [[u32; LANES]; 8];
 
+/// The lanes whose value is undefined, of every two bytes of an access.
+pub(crate) type Undef = [u32; 16];
+
 /// Bytes of memory into a lane's words.
 #[inline(always)]
 fn put_bytes(data: &mut Data, lane: usize, bytes: &[u8]) {
@@ -140,17 +143,22 @@ impl Env<'_> {
         let bytes = element * dst.len();
         let addresses = self.addresses(warp, &access.addr, access.space, m);
         let mut data: Data = [[!0; LANES]; 8];
-        let mut undef = 0;
+        let mut pairs: Undef = [0; 16];
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            undef |= env.read(warp, space, addresses, bytes as u32, m, &mut data);
+            env.read(warp, space, addresses, bytes as u32, m, &mut data, &mut pairs);
         });
         for (i, &d) in dst.iter().enumerate() {
             let at = i * element;
+            let of = &pairs[at / 2..(at + element).div_ceil(2)];
+            let undef = of.iter().fold(0, |any, pair| any | pair);
             let mut v = V64 { v: [0; LANES], undef };
             let shift = at % 4 * 8;
             match element {
                 4 if !(access.ty.signed() && matches!(d, Reg::W64(_))) => {
                     warp.put32(d, &V32 { v: data[i], undef }, m);
+                    if undef & m != 0 && matches!(d, Reg::W32(_)) {
+                        warp.put_halves(d, [of[0], of[1]], m);
+                    }
                     continue;
                 }
                 8 => {
@@ -167,23 +175,35 @@ impl Env<'_> {
                 v.v = v.v.map(|v| ((v << shift) as i64 >> shift) as u64);
             }
             warp.put64(d, &v, m);
+            if undef & m != 0 && element == 8 {
+                warp.put_halves(d, [of[0] | of[1], of[2] | of[3]], m);
+            }
         }
     }
 
     pub(crate) fn store(&mut self, warp: &mut Warp, access: &Access, src: &[Src], m: u32) {
         let element = access.ty.bytes() as usize;
         let mut data: Data = [[0; LANES]; 8];
-        let mut undef = 0;
+        let mut pairs: Undef = [0; 16];
         for (i, s) in src.iter().enumerate() {
             let at = i * element;
             if element == 4 {
                 let v = self.src32(warp, s);
-                undef |= v.undef;
+                if v.undef & m != 0 {
+                    let halves = if matches!(s, Src::W32(_)) { warp.undef_halves(s) } else { [v.undef; 2] };
+                    (pairs[2 * i], pairs[2 * i + 1]) = (halves[0] & m, halves[1] & m);
+                }
                 data[i] = v.v;
                 continue;
             }
             let v = self.src64(warp, s);
-            undef |= v.undef;
+            if v.undef & m != 0 {
+                let halves = warp.undef_halves(s);
+                for (k, pair) in pairs[at / 2..(at + element).div_ceil(2)].iter_mut().enumerate() {
+                    let whole = element < 8 || !matches!(s, Src::W64(_));
+                    *pair |= m & if whole { v.undef } else { halves[k / 2] };
+                }
+            }
             for l in 0..LANES {
                 if element == 8 {
                     data[2 * i][l] = v.v[l] as u32;
@@ -194,15 +214,14 @@ impl Env<'_> {
                 }
             }
         }
-        undef &= m;
         let bytes = (element * src.len()) as u32;
         let addresses = self.addresses(warp, &access.addr, access.space, m);
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            env.write(warp, space, addresses, bytes, m, &data, undef & m);
+            env.write(warp, space, addresses, bytes, m, &data, &pairs);
         });
     }
 
-    /// Reads in one space. Returns lanes whose value is undefined without being a finding by itself.
+    /// Reads in one space. What is undefined without being a finding by itself is noted in `undef`.
     pub(crate) fn read(
         &mut self,
         warp: &mut Warp,
@@ -211,7 +230,8 @@ impl Env<'_> {
         bytes: u32,
         m: u32,
         data: &mut Data,
-    ) -> u32 {
+        undef: &mut Undef,
+    ) {
         let n = bytes as usize;
         match space {
             Space::Param => {
@@ -233,20 +253,18 @@ impl Env<'_> {
                         put_bytes(data, l, &params[at..at + n]);
                     }
                 }
-                0
             }
             Space::Local => {
-                let mut undef = 0;
                 self.counters.local_bytes += u64::from(bytes * m.count_ones());
                 for l in Lanes(m) {
                     if let Some(at) = self.local(warp, l, addresses[l], bytes) {
                         put_bytes(data, l, &warp.local[at..at + n]);
-                        if warp.local_state[at..at + n].iter().any(|&s| s != WRITTEN) {
-                            undef |= 1 << l;
+                        let state = warp.local_state[at..at + n].chunks(2);
+                        for (undef, pair) in undef.iter_mut().zip(state) {
+                            *undef |= u32::from(pair.iter().any(|&s| s != WRITTEN)) << l;
                         }
                     }
                 }
-                undef
             }
             Space::Shared => {
                 count_banks(&mut self.counters.shared_load, addresses, bytes, m);
@@ -256,7 +274,6 @@ impl Env<'_> {
                     16 => self.read_shared::<16>(warp, addresses, bytes, m, data),
                     _ => self.read_shared::<0>(warp, addresses, bytes, m, data),
                 }
-                0
             }
             Space::Global | Space::Const | Space::Generic => {
                 if space != Space::Const {
@@ -288,7 +305,6 @@ impl Env<'_> {
                         }
                     }
                 }
-                0
             }
         }
     }
@@ -323,7 +339,7 @@ impl Env<'_> {
         }
     }
 
-    /// Writes in one space; `undef` are lanes whose value was never written.
+    /// Writes in one space; `undef` says what was never written.
     pub(crate) fn write(
         &mut self,
         warp: &mut Warp,
@@ -332,11 +348,12 @@ impl Env<'_> {
         bytes: u32,
         m: u32,
         data: &Data,
-        undef: u32,
+        undef: &Undef,
     ) {
         let n = bytes as usize;
+        let undefined = undef.iter().fold(0, |any, pair| any | pair) & m;
         if space != Space::Local {
-            self.undefined(warp, undef, "what is stored");
+            self.undefined(warp, undefined, "what is stored");
         }
         match space {
             Space::Local => {
@@ -344,8 +361,12 @@ impl Env<'_> {
                 for l in Lanes(m) {
                     if let Some(at) = self.local(warp, l, addresses[l], bytes) {
                         take_bytes(data, l, &mut warp.local[at..at + n]);
-                        let state = if undef >> l & 1 != 0 { UNWRITTEN } else { WRITTEN };
-                        warp.local_state[at..at + n].fill(state);
+                        warp.local_state[at..at + n].fill(WRITTEN);
+                        if undefined >> l & 1 != 0 {
+                            for (state, undef) in warp.local_state[at..at + n].chunks_mut(2).zip(undef) {
+                                state.fill(if undef >> l & 1 != 0 { UNWRITTEN } else { WRITTEN });
+                            }
+                        }
                     }
                 }
             }

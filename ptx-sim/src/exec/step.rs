@@ -278,12 +278,18 @@ impl Env<'_> {
                 self.float(warp, *op, *ty, *mode, *d, [a, b, c], m);
             }
             Op::Mov { bits, d, a } => {
-                if *bits == 64 {
+                let undef = if *bits == 64 {
                     let v = self.src64(warp, a);
                     warp.put64(*d, &v, m);
+                    v.undef
                 } else {
                     let v = self.src32(warp, a);
                     warp.put32(*d, &v, m);
+                    v.undef
+                };
+                if undef & m != 0 && matches!((a, d), (Src::W64(_), Reg::W64(_)) | (Src::W32(_), Reg::W32(_)))
+                {
+                    warp.put_halves(*d, warp.undef_halves(a), m);
                 }
             }
             Op::Ld { access, dst } => self.load(warp, access, dst, m),
@@ -397,8 +403,10 @@ impl Env<'_> {
             Op::CvtPair { to, mode, d, a, b } => self.cvt_pair(warp, *to, *mode, *d, a, b, m),
             Op::Pack { part_bits, d, parts } => {
                 let mut v = V64::splat(0);
+                let mut halves = [0; 2];
                 for (i, part) in parts.iter().enumerate() {
                     let part = self.src64(warp, part);
+                    halves[2 * i / parts.len()] |= part.undef;
                     let mask = (1u64 << part_bits) - 1;
                     for l in 0..LANES {
                         v.v[l] |= (part.v[l] & mask) << (i as u32 * part_bits);
@@ -406,12 +414,19 @@ impl Env<'_> {
                     v.undef |= part.undef;
                 }
                 warp.put64(*d, &v, m);
+                let fills = part_bits * parts.len() as u32 == if matches!(d, Reg::W64(_)) { 64 } else { 32 };
+                if v.undef & m != 0 && fills {
+                    warp.put_halves(*d, halves, m);
+                }
             }
             Op::Unpack { part_bits, parts, a } => {
                 let v = self.src64(warp, a);
+                let fills = part_bits * parts.len() as u32 == if matches!(a, Src::W64(_)) { 64 } else { 32 };
+                let halves = if fills { warp.undef_halves(a) } else { [v.undef; 2] };
                 for (i, part) in parts.iter().enumerate() {
                     let mask = (1u64 << part_bits) - 1;
-                    let out = V64 { v: v.v.map(|v| v >> (i as u32 * part_bits) & mask), undef: v.undef };
+                    let undef = halves[2 * i / parts.len()];
+                    let out = V64 { v: v.v.map(|v| v >> (i as u32 * part_bits) & mask), undef };
                     warp.put64(*part, &out, m);
                 }
             }

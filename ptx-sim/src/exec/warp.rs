@@ -63,6 +63,9 @@ pub(crate) struct Warp {
     pub(crate) pred: Vec<u32>,
     pub(crate) undef32: Vec<u32>,
     pub(crate) undef64: Vec<u32>,
+    /// Of a register that is undefined in some lanes: those where its low, or its high half is defined all the same.
+    pub(crate) known32: Vec<[u32; 2]>,
+    pub(crate) known64: Vec<[u32; 2]>,
     pub(crate) undef_pred: Vec<u32>,
     pub(crate) carry: u32,
     pub(crate) undef_carry: u32,
@@ -100,6 +103,8 @@ impl Warp {
         self.pred.clear();
         self.undef32.clear();
         self.undef64.clear();
+        self.known32.clear();
+        self.known64.clear();
         self.undef_pred.clear();
         self.carry = 0;
         self.undef_carry = !0;
@@ -143,8 +148,10 @@ impl Warp {
         );
         self.r32.resize(n32, [!0; LANES]);
         self.undef32.resize(n32, !0);
+        self.known32.resize(n32, [0; 2]);
         self.r64.resize(n64, [!0; LANES]);
         self.undef64.resize(n64, !0);
+        self.known64.resize(n64, [0; 2]);
         self.pred.resize(np, 0);
         self.undef_pred.resize(np, !0);
         let end = local as usize + code.frame_bytes as usize;
@@ -184,8 +191,10 @@ impl Warp {
         let frame = self.frames.pop()?;
         self.r32.truncate(frame.base32);
         self.undef32.truncate(frame.base32);
+        self.known32.truncate(frame.base32);
         self.r64.truncate(frame.base64);
         self.undef64.truncate(frame.base64);
+        self.known64.truncate(frame.base64);
         self.pred.truncate(frame.base_pred);
         self.undef_pred.truncate(frame.base_pred);
         self.enter_top();
@@ -236,6 +245,9 @@ impl Warp {
                     }
                     self.undef32[at] = self.undef32[at] & !m | v.undef & m;
                 }
+                if v.undef & m != 0 {
+                    self.known32[at] = self.known32[at].map(|known| known & !m);
+                }
             }
             Reg::W64(_) => self.put64(d, &V64 { v: v.v.map(u64::from), undef: v.undef }, m),
             _ => {}
@@ -258,9 +270,40 @@ impl Warp {
                     }
                     self.undef64[at] = self.undef64[at] & !m | v.undef & m;
                 }
+                if v.undef & m != 0 {
+                    self.known64[at] = self.known64[at].map(|known| known & !m);
+                }
             }
             Reg::W32(_) => self.put32(d, &v.narrow(), m),
             _ => {}
+        }
+    }
+
+    /// The lanes where the low, and where the high half of an operand is undefined.
+    pub(crate) fn undef_halves(&self, src: &Src) -> [u32; 2] {
+        let (undef, known) = match *src {
+            Src::W32(r) => {
+                let at = self.base32 + r as usize;
+                (self.undef32[at], self.known32[at])
+            }
+            Src::W64(r) => {
+                let at = self.base64 + r as usize;
+                (self.undef64[at], self.known64[at])
+            }
+            _ => (0, [0; 2]),
+        };
+        known.map(|known| undef & !known)
+    }
+
+    /// Notes which half of a register just written is undefined, where not both are.
+    pub(crate) fn put_halves(&mut self, d: Reg, undef: [u32; 2], m: u32) {
+        let known = match d {
+            Reg::W32(r) => &mut self.known32[self.base32 + r as usize],
+            Reg::W64(r) => &mut self.known64[self.base64 + r as usize],
+            _ => return,
+        };
+        for (known, undef) in known.iter_mut().zip(undef) {
+            *known = *known & !m | !undef & m;
         }
     }
 
