@@ -353,15 +353,14 @@ pub(crate) struct CvtMode {
     pub(crate) relu: bool,
 }
 
-/// What an atomic orders between blocks.
+/// What makes an access one that others may run into: an atomic, or a load or store that is `.relaxed` or stronger.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Order {
-    /// Nothing: its scope is the block.
-    Nothing,
-    /// What fences around it do.
-    Fenced,
-    /// What came before it, and what comes after.
-    Itself,
+pub(crate) struct Sync {
+    /// Its scope is more than the block.
+    pub(crate) wide: bool,
+    /// It orders what comes after it, and what came before it, as fences around it would.
+    pub(crate) acquire: bool,
+    pub(crate) release: bool,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -446,6 +445,8 @@ pub(crate) struct Access {
     pub(crate) space: Space,
     pub(crate) ty: Ty,
     pub(crate) addr: Addr,
+    /// None for a plain one.
+    pub(crate) sync: Option<Sync>,
 }
 
 #[derive(Debug, Clone)]
@@ -597,7 +598,7 @@ pub(crate) enum Op {
         d: Reg,
         b: Src,
         c: Src,
-        order: Order,
+        sync: Sync,
     },
     IsSpace {
         space: Space,

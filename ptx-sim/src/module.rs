@@ -289,8 +289,13 @@ impl Module {
             stop: &stop,
             uses_fences: reached.iter().any(|&i| {
                 let code = &self.functions[i as usize].code;
-                code.iter()
-                    .any(|inst| matches!(inst.op, Op::Fence { .. } | Op::Atom { order: Order::Itself, .. }))
+                code.iter().any(|inst| match &inst.op {
+                    Op::Fence { .. } => true,
+                    Op::Ld { access, .. } | Op::St { access, .. } | Op::Atom { access, .. } => {
+                        access.sync.is_some_and(|s| s.acquire || s.release)
+                    }
+                    _ => false,
+                })
             }),
             releases: &releases,
         };

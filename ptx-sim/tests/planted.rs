@@ -532,6 +532,80 @@ setp.ne.u32 %p2, %r2, %r3;\n@%p2 ret;\n{fence}\nadd.u32 %r1, %r1, 1;\nst.global.
     assert_eq!(one("", &body("membar.gl;", "2"), 5, 64).kind, FindingKind::GlobalRace);
 }
 
+/// Critical sections, hand-overs by a flag, the last warp of a block: fences and atomics order warps of one block too.
+#[test]
+fn fences_and_atomics_order_the_warps_of_a_block() {
+    // Lane 0 of each warp takes a lock, adds to a word, and gives the lock back.
+    let lock = |space: &str, base: &str, fence: &str| {
+        format!(
+            "and.b32 %r1, %r0, 31;\nsetp.ne.u32 %p1, %r1, 0;\n@%p1 ret;
+L: atom.{space}.cas.b32 %r2, [{base}], 0, 1;\nsetp.ne.u32 %p2, %r2, 0;\n@%p2 bra L;\n{fence}
+ld.{space}.u32 %r3, [{base}+4];\nadd.u32 %r3, %r3, 1;\nst.{space}.u32 [{base}+4], %r3;\n{fence}
+atom.{space}.exch.b32 %r4, [{base}], 0;"
+        )
+    };
+    let zeroed = "setp.ne.u32 %p3, %r0, 0;\n@!%p3 st.shared.v2.u32 [s], {0, 0};\nbar.sync 0;\n";
+    let zeros = ".shared .align 8 .b8 s[8];";
+    for fence in ["membar.gl;", "membar.cta;", "fence.acq_rel.cta;"] {
+        clean("", &lock("global", "%rd0", fence), 1, 64);
+        clean(zeros, &format!("{zeroed}{}", lock("shared", "s", fence)), 1, 64);
+    }
+    assert_eq!(one("", &lock("global", "%rd0", ""), 1, 64).kind, FindingKind::GlobalRace);
+    assert_eq!(
+        one(zeros, &format!("{zeroed}{}", lock("shared", "s", "")), 1, 64).kind,
+        FindingKind::SharedRace
+    );
+    // One of the two fences is not enough.
+    let text = lock("global", "%rd0", "membar.gl;");
+    let (first, last) = (text.find("membar.gl;").unwrap(), text.rfind("membar.gl;").unwrap());
+    for at in [first, last] {
+        let mut text = text.clone();
+        text.replace_range(at..at + 10, "");
+        assert_eq!(one("", &text, 1, 64).kind, FindingKind::GlobalRace);
+    }
+    // A flag that a warp sets, and another waits for.
+    let flag = |store: &str, load: &str| {
+        format!(
+            "setp.eq.u32 %p1, %r0, 32;\nsetp.eq.u32 %p2, %r0, 0;\n@%p2 bra L;\n@!%p1 ret;\nst.global.u32 [%rd0+4], 5;
+{store} [%rd0], 1;\nret;\nL: {load} %r1, [%rd0];\nsetp.eq.u32 %p3, %r1, 0;\n@%p3 bra L;
+ld.global.u32 %r2, [%rd0+4];\nst.global.u32 [%rd0+8], %r2;"
+        )
+    };
+    clean("", &flag("st.release.gpu.global.u32", "ld.acquire.gpu.global.u32"), 1, 64);
+    clean("", &flag("st.release.cta.global.u32", "ld.acquire.cta.global.u32"), 1, 64);
+    for (store, load) in [
+        ("st.release.gpu.global.u32", "ld.relaxed.gpu.global.u32"),
+        ("st.relaxed.gpu.global.u32", "ld.acquire.gpu.global.u32"),
+        ("st.volatile.global.u32", "ld.volatile.global.u32"),
+        ("st.release.gpu.global.u32", "ld.volatile.global.u32"),
+    ] {
+        assert_eq!(one("", &flag(store, load), 1, 64).kind, FindingKind::GlobalRace, "{store} {load}");
+    }
+    // The same between blocks, by a load and a store that count as atomics.
+    let ticket = "mov.u32 %r1, %ctaid.x;\nsetp.ne.u32 %p1, %r1, 0;\nld.relaxed.gpu.global.u32 %r2, [%rd0];\nst.relaxed.gpu.global.u32 [%rd0], %r1;";
+    clean("", ticket, 4, 1);
+    assert_eq!(one("", &ticket.replace("st.relaxed.gpu", "st"), 4, 1).kind, FindingKind::GlobalRace);
+}
+
+/// The loop that makes any update atomic starts from a plain load, as the programming guide writes it.
+#[test]
+fn a_plain_load_may_feed_a_compare_and_swap() {
+    let update =
+        "ld.global.u32 %r1, [%rd0];\nL: add.u32 %r2, %r1, %r0;\natom.global.cas.b32 %r3, [%rd0], %r1, %r2;
+setp.ne.u32 %p1, %r1, %r3;\nmov.u32 %r1, %r3;\n@%p1 bra L;";
+    clean("", update, 3, 64);
+    let elsewhere = format!("{update}\nadd.s64 %rd2, %rd0, 0;\nld.global.u32 %r4, [%rd2];");
+    assert_eq!(one("", &elsewhere, 3, 64).kind, FindingKind::GlobalRace);
+}
+
+#[test]
+fn atomics_of_a_block_race_with_those_of_another() {
+    clean("", "red.relaxed.cta.global.add.u32 [%rd0], 1;", 1, 64);
+    clean("", "red.relaxed.gpu.global.add.u32 [%rd0], 1;", 3, 64);
+    let f = one("", "red.relaxed.cta.global.add.u32 [%rd0], 1;", 2, 32);
+    assert_eq!(f.kind, FindingKind::GlobalRace);
+}
+
 const TILE: &str = ".shared .align 16 .b8 s[256];";
 
 #[test]

@@ -62,6 +62,16 @@ impl<'a> Ins<'_, '_, 'a> {
         }
     }
 
+    /// Scope and order of an atomic, or of a load or store that is one in all but name.
+    fn sync(&self) -> Sync {
+        let has = |names: &[&str]| self.mods.iter().any(|m| names.contains(m));
+        Sync {
+            wide: !has(&["cta"]),
+            acquire: has(&["acquire", "acq_rel"]),
+            release: has(&["release", "acq_rel"]),
+        }
+    }
+
     fn addr(&mut self, i: usize, space: Space) -> Result<(Addr, Space)> {
         let (base, offset) = match self.operand(i)? {
             Operand::Address { extra: true, .. } => return self.unsupported("this address form"),
@@ -141,6 +151,8 @@ impl<'a> Ins<'_, '_, 'a> {
     fn load_store(&mut self) -> Result<Op> {
         let is_store = self.mods[0] == "st";
         let space = self.space_or_generic()?;
+        let is_strong = |m: &&str| matches!(*m, "relaxed" | "acquire" | "release" | "mmio");
+        let sync = self.mods.iter().any(is_strong).then(|| self.sync());
         self.hints();
         let lanes = self.one_of(&[("v2", 2usize), ("v4", 4), ("v8", 8)]).unwrap_or(1);
         if self.has("L2::cache_hint") {
@@ -152,7 +164,7 @@ impl<'a> Ins<'_, '_, 'a> {
         }
         self.count(2..=2)?;
         let (addr, space) = self.addr(usize::from(!is_store), space)?;
-        let access = Access { space, ty, addr };
+        let access = Access { space, ty, addr, sync };
         self.note_cell(space, ty.bytes());
         let n;
         let op = if is_store {
@@ -176,13 +188,7 @@ impl<'a> Ins<'_, '_, 'a> {
             return self.unsupported("vector or asynchronous atomics");
         }
         let space = self.space_or_generic()?;
-        let order = if self.mods.contains(&"cta") {
-            Order::Nothing
-        } else if self.mods.iter().any(|m| matches!(*m, "acquire" | "release" | "acq_rel")) {
-            Order::Itself
-        } else {
-            Order::Fenced
-        };
+        let sync = self.sync();
         self.hints();
         let op = match self.one_of(&[
             ("add", AtomOp::Add),
@@ -224,7 +230,7 @@ impl<'a> Ins<'_, '_, 'a> {
         self.note_cell(space, ty.bytes());
         let b = self.src(first + 1, ty)?;
         let c = if op == AtomOp::Cas { self.src(first + 2, ty)? } else { Src::Imm(0) };
-        Ok(Op::Atom { access: Access { space, ty, addr }, op, d, b, c, order })
+        Ok(Op::Atom { access: Access { space, ty, addr, sync: Some(sync) }, op, d, b, c, sync })
     }
 
     fn cp(&mut self) -> Result<Op> {

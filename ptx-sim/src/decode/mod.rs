@@ -7,7 +7,7 @@ mod int;
 mod memory;
 mod sync;
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 
 use crate::cfg;
 use crate::counters::Class;
@@ -208,6 +208,7 @@ impl<'a> Decoder<'_, 'a> {
             }
             raw.push(inst);
         }
+        compared_loads(&mut raw);
         let n = raw.len() as u32;
         raw.push(Inst {
             op: Op::Ret,
@@ -591,6 +592,33 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
             matches!(Ty::parse(m), Some(t) if t.is_float() || matches!(t, Ty::F16x2 | Ty::Bf16x2 | Ty::F32x2))
         });
         if is_float { self.float() } else { self.integer() }
+    }
+}
+
+/// A loop around `atom.cas` may start from a plain load: what that reads is compared before it counts.
+fn compared_loads(code: &mut [Inst]) {
+    let place = |access: &Access| match access.addr.base {
+        Src::W64(r) => Some((false, r, access.addr.offset, access.ty.bytes())),
+        Src::W32(r) => Some((true, r, access.addr.offset, access.ty.bytes())),
+        _ => None,
+    };
+    let compared: HashSet<_> = code
+        .iter()
+        .filter_map(|inst| match &inst.op {
+            Op::Atom { access, op: AtomOp::Cas, .. } => place(access),
+            _ => None,
+        })
+        .collect();
+    if compared.is_empty() {
+        return;
+    }
+    for inst in code {
+        if let Op::Ld { access, dst } = &mut inst.op
+            && dst.len() == 1
+            && place(access).is_some_and(|place| compared.contains(&place))
+        {
+            access.sync.get_or_insert(Sync { wide: true, acquire: false, release: false });
+        }
     }
 }
 

@@ -1,6 +1,6 @@
 //! One block: its warps, shared memory and barriers, and the scheduling of warps.
 
-use std::collections::HashSet;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
@@ -57,6 +57,8 @@ pub(crate) struct Env<'l> {
     /// Whether this block has executed a device-wide fence, and whose writes it may read.
     pub(crate) fenced: bool,
     pub(crate) acquired: HashSet<u64>,
+    /// What the fences of this block's warps have ordered before an atomic, by its space and address.
+    pub(crate) handed_over: HashMap<(bool, u64), Vec<u32>>,
     /// Location of the instruction that runs.
     pub(crate) function: u32,
     pub(crate) pc: u32,
@@ -163,6 +165,7 @@ impl<'l> Worker<'l> {
             abort: false,
             fenced: false,
             acquired: HashSet::new(),
+            handed_over: HashMap::new(),
             function: cx.kernel,
             pc: 0,
             released: Vec::new(),
@@ -187,6 +190,7 @@ impl<'l> Worker<'l> {
         env.abort = false;
         env.fenced = false;
         env.acquired.clear();
+        env.handed_over.clear();
         env.counters.blocks += 1;
         for warp in &mut self.warps {
             let present = match threads - warp.id * 32 {

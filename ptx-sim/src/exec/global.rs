@@ -9,6 +9,7 @@ use std::sync::Mutex;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
 
 use super::warp::Warp;
+use crate::ir::Sync;
 use crate::memory::{Alloc, PAGE};
 
 /// Launches before stamps repeat and the shadow must be cleared.
@@ -69,6 +70,8 @@ pub(crate) struct Who<'a> {
     pub(crate) generation: u64,
     pub(crate) shift: u32,
     pub(crate) acquired: &'a HashSet<u64>,
+    /// None for a plain access.
+    pub(crate) sync: Option<Sync>,
 }
 
 impl Who<'_> {
@@ -85,6 +88,12 @@ impl Who<'_> {
         let i = interval(stamp);
         // Past the last interval that a stamp can hold, order within the block is taken for granted.
         i == MAX_INTERVAL || self.warp.is_ordered(self.lane, thread(stamp), i)
+    }
+
+    /// Whether this access and that write are atomics to each other: one whose scope is its block is not to another block.
+    fn may_meet(&self, write: u64) -> bool {
+        let in_scope = |sync: Sync| sync.wide || block(write) == self.block;
+        write & ATOMIC != 0 && self.sync.is_some_and(in_scope)
     }
 
     /// The first warp of several readers whose reads are not ordered before this warp's next access.
@@ -115,12 +124,12 @@ impl Who<'_> {
     }
 
     #[inline]
-    pub(crate) fn read(&self, alloc: &Alloc, at: u64, bytes: u32, atomic: bool) -> Option<Other> {
+    pub(crate) fn read(&self, alloc: &Alloc, at: u64, bytes: u32) -> Option<Other> {
         let mine = self.stamp();
         let mut other = None;
         for cell in self.cells(at, bytes) {
             let page = alloc.page(cell / PAGE);
-            if !atomic {
+            if self.sync.is_none() {
                 let slot = &page.reads[cell % PAGE];
                 let mut old = slot.load(Relaxed);
                 while let Some(new) = self.joined(old, mine) {
@@ -133,7 +142,7 @@ impl Who<'_> {
             let write = page.writes[cell % PAGE].load(SeqCst);
             if generation(write) == self.generation
                 && !self.is_me(write)
-                && (!atomic || write & ATOMIC == 0)
+                && !self.may_meet(write)
                 && !self.is_ordered(write)
             {
                 other = Some(Other { block: block(write), thread: thread(write), wrote: true });
@@ -167,22 +176,15 @@ impl Who<'_> {
     }
 
     #[inline]
-    pub(crate) fn write(
-        &self,
-        alloc: &Alloc,
-        at: u64,
-        bytes: u32,
-        atomic: bool,
-        same: bool,
-    ) -> Option<Other> {
-        let mine = if atomic { self.stamp() | ATOMIC } else { self.stamp() };
+    pub(crate) fn write(&self, alloc: &Alloc, at: u64, bytes: u32, same: bool) -> Option<Other> {
+        let mine = if self.sync.is_some() { self.stamp() | ATOMIC } else { self.stamp() };
         let mut other = None;
         for cell in self.cells(at, bytes) {
             let page = alloc.page(cell / PAGE);
             let old = page.writes[cell % PAGE].swap(mine, SeqCst);
             if generation(old) == self.generation
                 && !self.is_me(old)
-                && (!atomic || old & ATOMIC == 0)
+                && !self.may_meet(old)
                 && !same
                 && !self.is_ordered(old)
             {

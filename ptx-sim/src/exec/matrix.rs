@@ -245,7 +245,7 @@ impl Env<'_> {
         let used = m & (((1u64 << rows) - 1) as u32);
         let addresses = self.addresses(warp, addr, Space::Shared, used);
         let mut data: Data = [[!0; LANES]; 8];
-        self.read(warp, Space::Shared, &addresses, 16, used, &mut data, &mut [0; 16]);
+        self.read(warp, Space::Shared, &addresses, 16, used, &mut data, &mut [0; 16], None);
         for (j, &d) in d.iter().enumerate() {
             let element = |row: usize, col: usize| data[col / 2][j * 8 + row] >> (16 * (col % 2)) & 0xffff;
             let v = std::array::from_fn(|lane| {

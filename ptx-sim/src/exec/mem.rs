@@ -55,6 +55,15 @@ pub(crate) fn holds(data: &Data, lane: usize, bytes: &[u8]) -> bool {
         && rest.iter().enumerate().all(|(i, b)| (data[words.len()][lane] >> (8 * i)) as u8 == *b)
 }
 
+/// Addresses of atomics that are told apart when they order something within a block.
+const MAX_PLACES: usize = 1 << 16;
+
+fn join(into: &mut [u32], from: &[u32]) {
+    for (into, &from) in into.iter_mut().zip(from) {
+        *into = (*into).max(from);
+    }
+}
+
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub(crate) enum Kind {
     Read,
@@ -145,8 +154,14 @@ impl Env<'_> {
         let mut data: Data = [[!0; LANES]; 8];
         let mut pairs: Undef = [0; 16];
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            env.read(warp, space, addresses, bytes as u32, m, &mut data, &mut pairs);
+            if let Some(sync) = access.sync {
+                env.synchronize(warp, space, addresses, m, sync, Kind::Read);
+            }
+            env.read(warp, space, addresses, bytes as u32, m, &mut data, &mut pairs, access.sync);
         });
+        if access.sync.is_some_and(|s| s.acquire) {
+            warp.acquire();
+        }
         for (i, &d) in dst.iter().enumerate() {
             let at = i * element;
             let of = &pairs[at / 2..(at + element).div_ceil(2)];
@@ -216,8 +231,14 @@ impl Env<'_> {
         }
         let bytes = (element * src.len()) as u32;
         let addresses = self.addresses(warp, &access.addr, access.space, m);
+        if access.sync.is_some_and(|s| s.release) {
+            warp.release();
+        }
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            env.write(warp, space, addresses, bytes, m, &data, &pairs);
+            if let Some(sync) = access.sync {
+                env.synchronize(warp, space, addresses, m, sync, Kind::Write);
+            }
+            env.write(warp, space, addresses, bytes, m, &data, &pairs, access.sync);
         });
     }
 
@@ -231,6 +252,7 @@ impl Env<'_> {
         m: u32,
         data: &mut Data,
         undef: &mut Undef,
+        sync: Option<Sync>,
     ) {
         let n = bytes as usize;
         match space {
@@ -269,10 +291,10 @@ impl Env<'_> {
             Space::Shared => {
                 count_banks(&mut self.counters.shared_load, addresses, bytes, m);
                 match bytes {
-                    4 => self.read_shared::<4>(warp, addresses, bytes, m, data),
-                    8 => self.read_shared::<8>(warp, addresses, bytes, m, data),
-                    16 => self.read_shared::<16>(warp, addresses, bytes, m, data),
-                    _ => self.read_shared::<0>(warp, addresses, bytes, m, data),
+                    4 => self.read_shared::<4>(warp, addresses, bytes, m, data, sync),
+                    8 => self.read_shared::<8>(warp, addresses, bytes, m, data, sync),
+                    16 => self.read_shared::<16>(warp, addresses, bytes, m, data, sync),
+                    _ => self.read_shared::<0>(warp, addresses, bytes, m, data, sync),
                 }
             }
             Space::Global | Space::Const | Space::Generic => {
@@ -292,7 +314,7 @@ impl Env<'_> {
                         });
                     }
                     if !alloc.read_only {
-                        let other = self.who(warp, l).read(alloc, at, bytes, false);
+                        let other = self.who(warp, l, sync).read(alloc, at, bytes);
                         if let Some(other) = other {
                             self.global_race(warp, l, addresses[l], "read", other);
                         }
@@ -317,6 +339,7 @@ impl Env<'_> {
         bytes: u32,
         m: u32,
         data: &mut Data,
+        sync: Option<Sync>,
     ) {
         let bytes = if N == 0 { bytes } else { N };
         for l in Lanes(m) {
@@ -326,7 +349,7 @@ impl Env<'_> {
                 continue;
             }
             let flaw = match self.shared.check_read(at, bytes) {
-                None => self.shared.read(warp, l, at, bytes, false),
+                None => self.shared.read(warp, l, at, bytes, sync.is_some()),
                 flaw => flaw,
             };
             if let Some(flaw) = flaw {
@@ -349,6 +372,7 @@ impl Env<'_> {
         m: u32,
         data: &Data,
         undef: &Undef,
+        sync: Option<Sync>,
     ) {
         let n = bytes as usize;
         let undefined = undef.iter().fold(0, |any, pair| any | pair) & m;
@@ -381,7 +405,7 @@ impl Env<'_> {
                     let mut flaw = self.shared.check_write(at, bytes);
                     if flaw.is_none() {
                         let same = holds(data, l, &self.shared.data[at as usize..at as usize + n]);
-                        flaw = self.shared.write(warp, l, at, bytes, false, same);
+                        flaw = self.shared.write(warp, l, at, bytes, sync.is_some(), same);
                     }
                     if let Some(flaw) = flaw {
                         self.shared_flaw(warp, l, at, bytes, flaw, "write");
@@ -417,7 +441,7 @@ impl Env<'_> {
                             words.iter().enumerate().all(|(i, w)| w.load(Relaxed) == data[i][l])
                         }
                     };
-                    let other = self.who(warp, l).write(alloc, at, bytes, false, same);
+                    let other = self.who(warp, l, sync).write(alloc, at, bytes, same);
                     if let Some(other) = other {
                         self.global_race(warp, l, addresses[l], "write", other);
                     }
@@ -434,7 +458,7 @@ impl Env<'_> {
         }
     }
 
-    fn who<'a>(&'a self, warp: &'a Warp, lane: usize) -> Who<'a> {
+    fn who<'a>(&'a self, warp: &'a Warp, lane: usize, sync: Option<Sync>) -> Who<'a> {
         Who {
             warp,
             lane,
@@ -443,6 +467,7 @@ impl Env<'_> {
             generation: self.cx.gpu.generation,
             shift: self.cx.global_cell.trailing_zeros(),
             acquired: &self.acquired,
+            sync,
         }
     }
 
@@ -612,7 +637,7 @@ impl Env<'_> {
         d: Reg,
         b: &Src,
         c: &Src,
-        order: Order,
+        sync: Sync,
         m: u32,
     ) {
         let (b, c) = (self.src64(warp, b), self.src64(warp, c));
@@ -620,66 +645,73 @@ impl Env<'_> {
         let addresses = self.addresses(warp, &access.addr, access.space, m);
         let mut out = V64 { v: [0; LANES], undef: 0 };
         let (ty, bytes) = (access.ty, access.ty.bytes());
-        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| match space {
-            Space::Shared => {
-                count_banks(&mut env.counters.shared_load, addresses, bytes, m);
-                for l in Lanes(m) {
-                    let at = addresses[l];
-                    if at & u64::from(bytes - 1) != 0 {
-                        env.misaligned(warp, l, at, bytes);
-                        continue;
-                    }
-                    let mut flaw = env.shared.check_read(at, bytes);
-                    if flaw.is_none() {
-                        flaw = env.shared.write(warp, l, at, bytes, true, false);
-                    }
-                    if let Some(flaw) = flaw {
-                        env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
-                        if flaw == Flaw::Bounds {
+        if sync.release {
+            warp.release();
+        }
+        self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
+            env.synchronize(warp, space, addresses, m, sync, Kind::Atomic);
+            match space {
+                Space::Shared => {
+                    count_banks(&mut env.counters.shared_load, addresses, bytes, m);
+                    for l in Lanes(m) {
+                        let at = addresses[l];
+                        if at & u64::from(bytes - 1) != 0 {
+                            env.misaligned(warp, l, at, bytes);
                             continue;
                         }
+                        let mut flaw = env.shared.check_read(at, bytes);
+                        if flaw.is_none() {
+                            flaw = env.shared.write(warp, l, at, bytes, true, false);
+                        }
+                        if let Some(flaw) = flaw {
+                            env.shared_flaw(warp, l, at, bytes, flaw, "atomic");
+                            if flaw == Flaw::Bounds {
+                                continue;
+                            }
+                        }
+                        let (at, n) = (at as usize, bytes as usize);
+                        let mut old = [0; 8];
+                        old[..n].copy_from_slice(&env.shared.data[at..at + n]);
+                        let old = u64::from_le_bytes(old);
+                        let new = update(op, ty, old, b.v[l], c.v[l], false);
+                        env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
+                        out.v[l] = old;
                     }
-                    let (at, n) = (at as usize, bytes as usize);
-                    let mut old = [0; 8];
-                    old[..n].copy_from_slice(&env.shared.data[at..at + n]);
-                    let old = u64::from_le_bytes(old);
-                    let new = update(op, ty, old, b.v[l], c.v[l], false);
-                    env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
-                    out.v[l] = old;
                 }
-            }
-            Space::Global | Space::Generic => {
-                count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
-                let mut hint = usize::MAX;
-                for l in Lanes(m) {
-                    let Some((index, at)) = env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
-                    else {
-                        continue;
-                    };
-                    let alloc = &env.cx.gpu.allocs[index];
-                    if !alloc.is_written(at, bytes) {
-                        env.record(FindingKind::UninitializedMemory, warp, l, Some(addresses[l]), || {
-                            "atomic on memory that nothing has written".to_owned()
-                        });
+                Space::Global | Space::Generic => {
+                    count_sectors(&mut env.counters.global_atomic, addresses, bytes, m);
+                    let mut hint = usize::MAX;
+                    for l in Lanes(m) {
+                        let Some((index, at)) =
+                            env.locate(warp, l, addresses[l], bytes, &mut hint, Kind::Atomic)
+                        else {
+                            continue;
+                        };
+                        let alloc = &env.cx.gpu.allocs[index];
+                        if !alloc.is_written(at, bytes) {
+                            env.record(FindingKind::UninitializedMemory, warp, l, Some(addresses[l]), || {
+                                "atomic on memory that nothing has written".to_owned()
+                            });
+                        }
+                        let other = env.who(warp, l, Some(sync)).write(alloc, at, bytes, false);
+                        if let Some(other) = other {
+                            env.global_race(warp, l, addresses[l], "atomic", other);
+                        }
+                        out.v[l] =
+                            global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l], true));
                     }
-                    let other = env.who(warp, l).write(alloc, at, bytes, true, false);
-                    if let Some(other) = other {
-                        env.global_race(warp, l, addresses[l], "atomic", other);
-                    }
-                    if env.cx.uses_fences && order != Order::Nothing {
-                        env.synchronize(addresses[l], order == Order::Itself);
-                    }
-                    out.v[l] =
-                        global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l], true));
                 }
-            }
-            _ => {
-                let l = m.trailing_zeros() as usize;
-                env.record(FindingKind::InvalidOperand, warp, l, Some(addresses[l]), || {
-                    "an atomic needs global or shared memory".to_owned()
-                });
+                _ => {
+                    let l = m.trailing_zeros() as usize;
+                    env.record(FindingKind::InvalidOperand, warp, l, Some(addresses[l]), || {
+                        "an atomic needs global or shared memory".to_owned()
+                    });
+                }
             }
         });
+        if sync.acquire {
+            warp.acquire();
+        }
         if d != Reg::Sink {
             if ty.signed() && bytes == 4 {
                 out.v = out.v.map(|v| v as i32 as i64 as u64);
@@ -688,18 +720,54 @@ impl Env<'_> {
         }
     }
 
-    /// An atomic on one address after fences orders the writes of one block before the reads of another.
-    fn synchronize(&mut self, address: u64, ordered: bool) {
+    /// An atomic on one address after fences orders what one warp or block has done before what another does next.
+    fn synchronize(
+        &mut self,
+        warp: &mut Warp,
+        space: Space,
+        addresses: &[u64; LANES],
+        m: u32,
+        sync: Sync,
+        kind: Kind,
+    ) {
+        if !self.cx.uses_fences || !matches!(space, Space::Shared | Space::Global | Space::Generic) {
+            return;
+        }
+        let is_shared = space == Space::Shared;
+        for l in Lanes(m) {
+            let address = addresses[l];
+            // Beyond some number of addresses, one place stands for many.
+            let places = [address, address % MAX_PLACES as u64];
+            if kind != Kind::Write {
+                for known in places.iter().filter_map(|&place| self.handed_over.get(&(is_shared, place))) {
+                    warp.seen.resize(known.len(), 0);
+                    join(&mut warp.seen, known);
+                }
+            }
+            if kind != Kind::Read && !warp.fenced.is_empty() {
+                let place = places[usize::from(self.handed_over.len() >= MAX_PLACES)];
+                let known = self.handed_over.entry((is_shared, place)).or_default();
+                known.resize(warp.fenced.len(), 0);
+                join(known, &warp.fenced);
+            }
+            if !is_shared && sync.wide {
+                self.synchronize_blocks(address, sync, kind);
+            }
+        }
+    }
+
+    fn synchronize_blocks(&mut self, address: u64, sync: Sync, kind: Kind) {
         let Ok(mut map) = self.cx.releases.0.lock() else {
             return;
         };
-        if let Some(blocks) = map.get(&address) {
+        if let Some(blocks) = map.get(&address).filter(|_| kind != Kind::Write) {
             self.acquired.extend(blocks);
         }
-        if self.fenced || ordered {
+        if kind != Kind::Read && (self.fenced || sync.release) {
             map.entry(address).or_default().insert(self.block);
         }
     }
+
     pub(crate) fn cp_async(
         &mut self,
         warp: &mut Warp,
@@ -754,7 +822,7 @@ impl Env<'_> {
                             });
                         }
                         if !alloc.read_only
-                            && let Some(other) = self.who(warp, l).read(alloc, at, source_bytes, false)
+                            && let Some(other) = self.who(warp, l, None).read(alloc, at, source_bytes)
                         {
                             self.global_race(warp, l, from[l], "copy", other);
                         }

@@ -430,7 +430,7 @@ impl Env<'_> {
                     warp.put64(*part, &out, m);
                 }
             }
-            Op::Atom { access, op, d, b, c, order } => self.atom(warp, access, *op, *d, b, c, *order, m),
+            Op::Atom { access, op, d, b, c, sync } => self.atom(warp, access, *op, *d, b, c, *sync, m),
             Op::IsSpace { space, d, a } => {
                 let a = self.src64(warp, a);
                 let holds = mask_of(|l| self.is_in(*space, a.v[l]));
@@ -465,7 +465,11 @@ impl Env<'_> {
                 warp.put_pred(*p, 1 << leader, 0, m);
             }
             Op::ActiveMask { d } => warp.put32(*d, &V32::splat(m), m),
-            Op::Fence { gpu } => self.fenced |= gpu,
+            Op::Fence { gpu } => {
+                self.fenced |= gpu;
+                warp.acquire();
+                warp.release();
+            }
             Op::Nop => {}
             // Control flow is handled before.
             Op::Bra { .. }

@@ -83,6 +83,10 @@ pub(crate) struct Warp {
     /// Where lanes have met without the others: for each lane, of every lane, the last interval that is ordered
     /// before the former's next access, if it is later than in `clock`. Empty until that happens.
     pub(crate) lane_clock: Vec<[u32; LANES]>,
+    /// What was ordered before this warp's last fence, itself included. Empty if there was none.
+    pub(crate) fenced: Vec<u32>,
+    /// What its atomics have seen of other warps' fences, and its next fence will order. Empty if nothing.
+    pub(crate) seen: Vec<u32>,
     /// Lanes that wait at a `bar.warp.sync` for others.
     pub(crate) syncs: Vec<WarpSync>,
     /// This warp's current interval.
@@ -114,6 +118,8 @@ impl Warp {
         self.clock.clear();
         self.clock.resize(warps, 0);
         self.lane_clock.clear();
+        self.fenced.clear();
+        self.seen.clear();
         self.syncs.clear();
         self.interval = 1;
         self.local_stride = 0;
@@ -304,6 +310,20 @@ impl Warp {
         };
         for (known, undef) in known.iter_mut().zip(undef) {
             *known = *known & !m | !undef & m;
+        }
+    }
+
+    /// A fence, as it looks forward: what follows can be told from what came before.
+    pub(crate) fn release(&mut self) {
+        self.fenced.clone_from(&self.clock);
+        self.fenced[self.id as usize] = self.interval;
+        self.advance();
+    }
+
+    /// A fence, as it looks back: what atomics have seen is ordered before what follows.
+    pub(crate) fn acquire(&mut self) {
+        for (mine, seen) in self.clock.iter_mut().zip(self.seen.drain(..)) {
+            *mine = (*mine).max(seen);
         }
     }
 
