@@ -818,6 +818,45 @@ L: atom.global.add.u32 %r1, [%rd0], 0;\nsetp.eq.u32 %p3, %r1, 0;\n@%p3 bra L;",
     }
 }
 
+/// Each lane takes a lock in a loop of its own and leaves it to work: the others must let it come to its end.
+#[test]
+fn lanes_of_a_warp_may_wait_for_one_that_holds_a_lock() {
+    for (take, free) in
+        [("atom.global.cas.b32 %r2, [%rd0], 0, 1;", "0"), ("atom.global.exch.b32 %r2, [%rd0], 1;", "0")]
+    {
+        let body = format!(
+            "L: {take}\nsetp.ne.u32 %p2, %r2, 0;\n@%p2 bra L;\nmembar.gl;
+ld.global.u32 %r3, [%rd0+4];\nadd.u32 %r3, %r3, 1;\nst.global.u32 [%rd0+4], %r3;\nmembar.gl;
+atom.global.exch.b32 %r4, [%rd0], {free};\nbar.warp.sync -1;"
+        );
+        let module = kernel("", &body);
+        for schedule in SCHEDULES {
+            let mut gpu = Gpu::new();
+            let p = upload(&mut gpu, &[0u32; 64]);
+            let params: &[&[u8]] = params![p];
+            module
+                .launch(&mut gpu, "k", &Launch { block: [64, 1, 1], params, schedule, ..Launch::default() })
+                .unwrap();
+            assert_eq!(download::<u32>(&gpu, p, 2), [0, 64]);
+        }
+    }
+    // One lane of each of many blocks, several of which run at once.
+    let body = "L: atom.global.cas.b32 %r2, [%rd0], 0, 1;\nsetp.ne.u32 %p2, %r2, 0;\n@%p2 bra L;\nmembar.gl;
+ld.global.u32 %r3, [%rd0+4];\nadd.u32 %r3, %r3, 1;\nst.global.u32 [%rd0+4], %r3;\nmembar.gl;
+atom.global.exch.b32 %r4, [%rd0], 0;";
+    let module = kernel("", body);
+    let mut gpu = Gpu::new();
+    let p = upload(&mut gpu, &[0u32; 64]);
+    let params: &[&[u8]] = params![p];
+    module
+        .launch(&mut gpu, "k", &Launch { grid: [64, 1, 1], params, host_threads: 4, ..Launch::default() })
+        .unwrap();
+    assert_eq!(download::<u32>(&gpu, p, 2), [0, 64]);
+    // Without an end, it is still a runaway.
+    let forever = "L: atom.global.cas.b32 %r2, [%rd0], 1, 1;\nsetp.ne.u32 %p2, %r2, 1;\n@%p2 bra L;";
+    assert_eq!(one("", forever, 1, 32).kind, FindingKind::RunawayLoop);
+}
+
 #[test]
 fn wrong_launches() {
     let module = kernel("", "");

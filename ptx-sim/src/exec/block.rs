@@ -1,11 +1,12 @@
 //! One block: its warps, shared memory and barriers, and the scheduling of warps.
 
-use std::collections::{HashMap, HashSet};
+use std::collections::HashMap;
 use std::sync::Arc;
 use std::sync::atomic::Ordering::Relaxed;
 
 use super::LaunchCx;
 use super::findings::{At, Findings};
+use super::global::Acquired;
 use super::shared::Shared;
 use super::warp::Warp;
 use crate::Schedule;
@@ -56,7 +57,7 @@ pub(crate) struct Env<'l> {
     pub(crate) abort: bool,
     /// Whether this block has executed a device-wide fence, and whose writes it may read.
     pub(crate) fenced: bool,
-    pub(crate) acquired: HashSet<u64>,
+    pub(crate) acquired: Acquired,
     /// What the fences of this block's warps have ordered before an atomic, by its space and address.
     pub(crate) handed_over: HashMap<(bool, u64), Vec<u32>>,
     /// Location of the instruction that runs.
@@ -164,7 +165,7 @@ impl<'l> Worker<'l> {
             findings: Findings::default(),
             abort: false,
             fenced: false,
-            acquired: HashSet::new(),
+            acquired: Acquired::new(),
             handed_over: HashMap::new(),
             function: cx.kernel,
             pc: 0,

@@ -4,9 +4,9 @@
 //! blocks on several host threads can check against each other. A writer publishes its stamp before it
 //! looks at the readers, a reader before it looks at the writer: of two that race, one sees the other.
 
-use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
+use std::collections::HashMap;
 use std::sync::atomic::Ordering::{Relaxed, SeqCst};
+use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use super::warp::Warp;
 use crate::ir::Sync;
@@ -57,9 +57,72 @@ pub(crate) struct Other {
     pub(crate) wrote: bool,
 }
 
-/// Blocks that have made their writes visible with a fence and an atomic, by the atomic's address.
+/// Blocks that have made their writes visible with a fence and an atomic: by the atomic's address, in their order.
 #[derive(Debug, Default)]
-pub(crate) struct Releases(pub(crate) Mutex<HashMap<u64, HashSet<u64>>>);
+pub(crate) struct Releases(Mutex<Released>);
+
+#[derive(Debug, Default)]
+struct Released {
+    /// Of each block its place in that order.
+    by_address: HashMap<u64, HashMap<u64, u32>>,
+    entries: usize,
+}
+
+/// Past this number of blocks and addresses, order between blocks is taken for granted.
+const MAX_RELEASES: usize = 1 << 22;
+
+/// How many of the blocks at an address are ordered before the running one.
+pub(crate) type Acquired = HashMap<u64, u32>;
+
+impl Releases {
+    fn lock(&self) -> MutexGuard<'_, Released> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    pub(crate) fn release(&self, address: u64, block: u64) {
+        let mut all = self.lock();
+        if all.entries < MAX_RELEASES {
+            let blocks = all.by_address.entry(address).or_default();
+            let before = blocks.len();
+            blocks.entry(block).or_insert(before as u32);
+            let more = blocks.len() - before;
+            all.entries += more;
+        }
+    }
+
+    pub(crate) fn acquire(&self, address: u64, acquired: &mut Acquired) {
+        if let Some(blocks) = self.lock().by_address.get(&address) {
+            acquired.insert(address, blocks.len() as u32);
+        }
+    }
+
+    fn is_before(&self, block: u64, acquired: &Acquired) -> bool {
+        if acquired.is_empty() {
+            return false;
+        }
+        let all = self.lock();
+        all.entries >= MAX_RELEASES
+            || acquired.iter().any(|(address, &known)| {
+                all.by_address
+                    .get(address)
+                    .and_then(|blocks| blocks.get(&block))
+                    .is_some_and(|&at| at < known)
+            })
+    }
+
+    /// Whether all blocks but one are ordered before it.
+    fn is_last(&self, block: u64, acquired: &Acquired, total: u64) -> bool {
+        if acquired.is_empty() {
+            return total == 1;
+        }
+        let all = self.lock();
+        all.entries >= MAX_RELEASES
+            || acquired.iter().any(|(address, &known)| {
+                let mine = all.by_address.get(address).and_then(|blocks| blocks.get(&block));
+                u64::from(known) + u64::from(mine.is_none_or(|&at| at >= known)) == total
+            })
+    }
+}
 
 /// Who accesses.
 pub(crate) struct Who<'a> {
@@ -69,7 +132,8 @@ pub(crate) struct Who<'a> {
     pub(crate) grid: &'a [u32; 3],
     pub(crate) generation: u64,
     pub(crate) shift: u32,
-    pub(crate) acquired: &'a HashSet<u64>,
+    pub(crate) releases: &'a Releases,
+    pub(crate) acquired: &'a Acquired,
     /// None for a plain access.
     pub(crate) sync: Option<Sync>,
 }
@@ -83,7 +147,7 @@ impl Who<'_> {
 
     fn is_ordered(&self, stamp: u64) -> bool {
         if block(stamp) != self.block {
-            return self.acquired.contains(&block(stamp));
+            return self.releases.is_before(block(stamp), self.acquired);
         }
         let i = interval(stamp);
         // Past the last interval that a stamp can hold, order within the block is taken for granted.
@@ -110,8 +174,8 @@ impl Who<'_> {
 
     /// Whether every other block is ordered before this one: then it matters not which of them have read.
     fn is_last_block(&self) -> bool {
-        let known = self.acquired.len() + usize::from(!self.acquired.contains(&self.block));
-        known as u64 == self.grid.iter().map(|&n| u64::from(n)).product()
+        let total = self.grid.iter().map(|&n| u64::from(n)).product();
+        self.releases.is_last(self.block, self.acquired, total)
     }
 
     fn is_me(&self, stamp: u64) -> bool {
@@ -161,7 +225,8 @@ impl Who<'_> {
             return Some(mine);
         }
         if block(old) != self.block {
-            return if self.acquired.contains(&block(old)) { Some(mine) } else { Some(mine | BLOCKS) };
+            let ordered = self.releases.is_before(block(old), self.acquired);
+            return Some(if ordered { mine } else { mine | BLOCKS });
         }
         if old & MANY == 0 && (self.is_me(old) || self.is_ordered(old)) {
             return Some(mine);

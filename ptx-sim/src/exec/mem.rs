@@ -58,6 +58,11 @@ pub(crate) fn holds(data: &Data, lane: usize, bytes: &[u8]) -> bool {
 /// Addresses of atomics that are told apart when they order something within a block.
 const MAX_PLACES: usize = 1 << 16;
 
+/// Where what is handed over at an address may be found: beyond some number of them, one place stands for many.
+fn places(address: u64) -> [u64; 2] {
+    [address, address % MAX_PLACES as u64]
+}
+
 fn join(into: &mut [u32], from: &[u32]) {
     for (into, &from) in into.iter_mut().zip(from) {
         *into = (*into).max(from);
@@ -154,10 +159,10 @@ impl Env<'_> {
         let mut data: Data = [[!0; LANES]; 8];
         let mut pairs: Undef = [0; 16];
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            if let Some(sync) = access.sync {
-                env.synchronize(warp, space, addresses, m, sync, Kind::Read);
-            }
             env.read(warp, space, addresses, bytes as u32, m, &mut data, &mut pairs, access.sync);
+            if let Some(sync) = access.sync {
+                env.take_over(warp, space, addresses, m, sync);
+            }
         });
         if access.sync.is_some_and(|s| s.acquire) {
             warp.acquire();
@@ -236,7 +241,7 @@ impl Env<'_> {
         }
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
             if let Some(sync) = access.sync {
-                env.synchronize(warp, space, addresses, m, sync, Kind::Write);
+                env.hand_over(warp, space, addresses, m, sync);
             }
             env.write(warp, space, addresses, bytes, m, &data, &pairs, access.sync);
         });
@@ -466,6 +471,7 @@ impl Env<'_> {
             grid: &self.cx.grid,
             generation: self.cx.gpu.generation,
             shift: self.cx.global_cell.trailing_zeros(),
+            releases: self.cx.releases,
             acquired: &self.acquired,
             sync,
         }
@@ -644,12 +650,13 @@ impl Env<'_> {
         self.undefined(warp, (b.undef | c.undef) & m, "the operand of the atomic");
         let addresses = self.addresses(warp, &access.addr, access.space, m);
         let mut out = V64 { v: [0; LANES], undef: 0 };
+        let mut changed = false;
         let (ty, bytes) = (access.ty, access.ty.bytes());
         if sync.release {
             warp.release();
         }
         self.by_space(warp, access.space, addresses, m, |env, warp, space, addresses, m| {
-            env.synchronize(warp, space, addresses, m, sync, Kind::Atomic);
+            env.hand_over(warp, space, addresses, m, sync);
             match space {
                 Space::Shared => {
                     count_banks(&mut env.counters.shared_load, addresses, bytes, m);
@@ -674,6 +681,7 @@ impl Env<'_> {
                         old[..n].copy_from_slice(&env.shared.data[at..at + n]);
                         let old = u64::from_le_bytes(old);
                         let new = update(op, ty, old, b.v[l], c.v[l], false);
+                        changed |= new != old;
                         env.shared.data[at..at + n].copy_from_slice(&new.to_le_bytes()[..n]);
                         out.v[l] = old;
                     }
@@ -699,6 +707,7 @@ impl Env<'_> {
                         }
                         out.v[l] =
                             global_update(alloc, at, bytes, |old| update(op, ty, old, b.v[l], c.v[l], true));
+                        changed |= update(op, ty, out.v[l], b.v[l], c.v[l], true) != out.v[l];
                     }
                 }
                 _ => {
@@ -708,7 +717,9 @@ impl Env<'_> {
                     });
                 }
             }
+            env.take_over(warp, space, addresses, m, sync);
         });
+        warp.note_atomic(m, changed);
         if sync.acquire {
             warp.acquire();
         }
@@ -720,51 +731,40 @@ impl Env<'_> {
         }
     }
 
-    /// An atomic on one address after fences orders what one warp or block has done before what another does next.
-    fn synchronize(
-        &mut self,
-        warp: &mut Warp,
-        space: Space,
-        addresses: &[u64; LANES],
-        m: u32,
-        sync: Sync,
-        kind: Kind,
-    ) {
-        if !self.cx.uses_fences || !matches!(space, Space::Shared | Space::Global | Space::Generic) {
+    /// Before an atomic or a store: what fences have ordered before it is handed to those who read it later.
+    fn hand_over(&mut self, warp: &Warp, space: Space, addresses: &[u64; LANES], m: u32, sync: Sync) {
+        if !self.cx.uses_fences {
             return;
         }
         let is_shared = space == Space::Shared;
         for l in Lanes(m) {
-            let address = addresses[l];
-            // Beyond some number of addresses, one place stands for many.
-            let places = [address, address % MAX_PLACES as u64];
-            if kind != Kind::Write {
-                for known in places.iter().filter_map(|&place| self.handed_over.get(&(is_shared, place))) {
-                    warp.seen.resize(known.len(), 0);
-                    join(&mut warp.seen, known);
-                }
-            }
-            if kind != Kind::Read && !warp.fenced.is_empty() {
-                let place = places[usize::from(self.handed_over.len() >= MAX_PLACES)];
+            if !warp.fenced.is_empty() {
+                let place = places(addresses[l])[usize::from(self.handed_over.len() >= MAX_PLACES)];
                 let known = self.handed_over.entry((is_shared, place)).or_default();
                 known.resize(warp.fenced.len(), 0);
                 join(known, &warp.fenced);
             }
-            if !is_shared && sync.wide {
-                self.synchronize_blocks(address, sync, kind);
+            if !is_shared && sync.wide && (self.fenced || sync.release) {
+                self.cx.releases.release(addresses[l], self.block);
             }
         }
     }
 
-    fn synchronize_blocks(&mut self, address: u64, sync: Sync, kind: Kind) {
-        let Ok(mut map) = self.cx.releases.0.lock() else {
+    /// After an atomic or a load: the next fence orders what was handed over. Between blocks, the atomic itself does.
+    fn take_over(&mut self, warp: &mut Warp, space: Space, addresses: &[u64; LANES], m: u32, sync: Sync) {
+        if !self.cx.uses_fences {
             return;
-        };
-        if let Some(blocks) = map.get(&address).filter(|_| kind != Kind::Write) {
-            self.acquired.extend(blocks);
         }
-        if kind != Kind::Read && (self.fenced || sync.release) {
-            map.entry(address).or_default().insert(self.block);
+        let is_shared = space == Space::Shared;
+        for l in Lanes(m) {
+            for known in places(addresses[l]).iter().filter_map(|&at| self.handed_over.get(&(is_shared, at)))
+            {
+                warp.seen.resize(known.len(), 0);
+                join(&mut warp.seen, known);
+            }
+            if !is_shared && sync.wide {
+                self.cx.releases.acquire(addresses[l], &mut self.acquired);
+            }
         }
     }
 

@@ -30,8 +30,9 @@ impl Env<'_> {
             let Some(frame) = warp.frames.last_mut() else {
                 return Stop::Exited;
             };
-            let next =
-                frame.groups.iter().enumerate().filter(|(_, g)| !g.parked).min_by_key(|(_, g)| g.order);
+            let yields = |g: &Group| g.mask & warp.yielding != 0;
+            let able = frame.groups.iter().enumerate().filter(|(_, g)| !g.parked);
+            let next = able.min_by_key(|(_, g)| (yields(g), g.order));
             let Some((at, _)) = next else {
                 if frame.groups.is_empty() {
                     self.leave_function(warp);

@@ -4,6 +4,9 @@ use super::shared::{OUTSIDE, UNWRITTEN};
 use super::value::{LANES, Lanes, V32, V64};
 use crate::ir::{Function, Reg, Src};
 
+/// Atomics in vain before lanes let others of their warp go first.
+const PATIENCE: u32 = 1 << 10;
+
 /// Lanes that are at the same instruction.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Group {
@@ -91,6 +94,9 @@ pub(crate) struct Warp {
     pub(crate) syncs: Vec<WarpSync>,
     /// This warp's current interval.
     pub(crate) interval: u32,
+    /// Atomics in a row that have changed nothing, and lanes that let others go first since they wait for them.
+    pub(crate) idle: u32,
+    pub(crate) yielding: u32,
     pub(crate) copies: Vec<Copy>,
     pub(crate) committed: [u32; LANES],
     pub(crate) steps: u64,
@@ -115,6 +121,8 @@ impl Warp {
         self.copies.clear();
         self.committed = [0; LANES];
         self.steps = 0;
+        self.idle = 0;
+        self.yielding = 0;
         self.clock.clear();
         self.clock.resize(warps, 0);
         self.lane_clock.clear();
@@ -310,6 +318,17 @@ impl Warp {
         };
         for (known, undef) in known.iter_mut().zip(undef) {
             *known = *known & !m | !undef & m;
+        }
+    }
+
+    /// Lanes that try an atomic in vain for long wait for others, of this warp perhaps: those go first, until an
+    /// atomic changes something again.
+    pub(crate) fn note_atomic(&mut self, m: u32, changed: bool) {
+        self.idle = if changed { 0 } else { self.idle + 1 };
+        if changed {
+            self.yielding = 0;
+        } else if self.idle >= PATIENCE {
+            (self.idle, self.yielding) = (0, self.yielding | m);
         }
     }
 
