@@ -459,6 +459,28 @@ fn copies_with_a_source_size() {
 }
 
 #[test]
+fn copies_count_what_they_read() {
+    let decls = ".shared .align 16 .b8 s[1024];";
+    let counted = |size: &str| {
+        let body = format!(
+            "mul.wide.u32 %rd2, %r0, 16; mov.u64 %rd3, s; add.s64 %rd3, %rd3, %rd2; add.s64 %rd2, %rd0, %rd2;
+            mov.u32 %r4, 4; setp.lt.u32 %p1, %r0, 3; selp.u32 %r3, 16, %r4, %p1; mov.u32 %r4, 0;
+            cp.async.cg.shared.global [%rd3], [%rd2], 16, {size}; cp.async.wait_all;"
+        );
+        let c = words(decls, &body, &[7; 128], 32).1;
+        assert_eq!((c.shared_store.bytes, c.shared_store.phases), (512, 4));
+        let t = c.global_load;
+        (t.requests, t.bytes, t.sectors, t.lines, t.min_sectors)
+    };
+    assert_eq!(counted("16"), (1, 512, 16, 4, 16));
+    // 4 bytes of every 16.
+    assert_eq!(counted("4"), (1, 128, 16, 4, 4));
+    // All of the first three lanes, 4 bytes of the others: 48 + 116 bytes.
+    assert_eq!(counted("%r3"), (1, 164, 16, 4, 6));
+    assert_eq!(counted("%r4"), (0, 0, 0, 0, 0));
+}
+
+#[test]
 fn spaces_of_generic_addresses() {
     let decls =
         ".const .align 8 .b32 c[4] = {5, 6, 7, 8};\n.global .align 8 .b32 g[2];\n.shared .align 8 .b32 s[2];";

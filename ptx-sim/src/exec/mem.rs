@@ -803,7 +803,13 @@ impl Env<'_> {
             }
         }
         count_banks(&mut self.counters.shared_store, &to, bytes, m);
-        count_sectors(&mut self.counters.global_load, &from, bytes, reads);
+        match Lanes(reads).map(|l| size[l].min(bytes)).min() {
+            Some(least) if Lanes(reads).any(|l| size[l] > least) => {
+                count_parts(&mut self.counters.global_load, &from, &size.map(|n| n.min(bytes)), reads);
+            }
+            Some(all) => count_sectors(&mut self.counters.global_load, &from, all, reads),
+            None => {}
+        }
         let mut hint = usize::MAX;
         for l in Lanes(m) {
             let mut source_bytes = if reads >> l & 1 != 0 { size[l].min(bytes) } else { 0 };
@@ -1036,10 +1042,25 @@ pub(crate) fn count_sectors(traffic: &mut Traffic, addresses: &[u64; LANES], byt
     if !sorted {
         list[..n].sort_unstable();
     }
+    add_sectors(traffic, list[..n].iter().map(|&first| (first, bytes)));
+}
+
+/// The same for an access that takes a different number of bytes in each lane.
+fn count_parts(traffic: &mut Traffic, addresses: &[u64; LANES], sizes: &[u32; LANES], m: u32) {
+    traffic.requests += 1;
+    traffic.bytes += Lanes(m).map(|l| u64::from(sizes[l])).sum::<u64>();
+    let mut list: Vec<(u64, u32)> = Lanes(m).map(|l| (addresses[l], sizes[l])).collect();
+    list.sort_unstable();
+    add_sectors(traffic, list.into_iter());
+}
+
+/// Adds what a sorted list of addresses and sizes touches.
+#[inline(always)]
+fn add_sectors(traffic: &mut Traffic, list: impl Iterator<Item = (u64, u32)>) {
     let (mut sectors, mut lines, mut distinct) = (0, 0, 0);
     // The first sector, line and byte that are not counted yet.
     let (mut next_sector, mut next_line, mut next_byte) = (0, 0, 0);
-    for &first in &list[..n] {
+    for (first, bytes) in list {
         let end = first.saturating_add(u64::from(bytes));
         let last = end - 1;
         if last / 32 >= next_sector {
