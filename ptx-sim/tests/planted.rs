@@ -670,6 +670,18 @@ fn barrier_misuse() {
         1,
         128,
     );
+    // Threads arrive where nobody ever waits, complete or not; a pipeline may end with an arrival.
+    for arrive in ["bar.arrive 1, 64;", "bar.arrive 1, 128;", "bar.sync 2;\nbarrier.arrive 1, 128;"] {
+        let f = one("", arrive, 1, 64 + 64 * u32::from(arrive.contains("128")));
+        assert_eq!(f.kind, FindingKind::MissingWarps, "{arrive}");
+    }
+    assert_eq!(one("", "setp.lt.u32 %p1, %r0, 32;\n@%p1 bar.arrive 3, 64;", 1, 64).thread, [0, 0, 0]);
+    clean(
+        "",
+        "setp.lt.u32 %p1, %r0, 32;\n@%p1 bar.arrive 1, 64;\n@!%p1 bar.sync 1, 64;\nbar.sync 0;\n@%p1 bar.arrive 1, 64;",
+        1,
+        64,
+    );
     // The same threads arrive twice; a reduction joins a plain barrier.
     let twice = "bar.arrive 1, 64;\nbar.sync 1, 64;";
     assert_eq!(one("", twice, 1, 32).kind, FindingKind::BarrierCount);

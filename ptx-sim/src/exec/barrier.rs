@@ -169,7 +169,7 @@ impl Env<'_> {
         if !matches!(args.kind, BarKind::Sync | BarKind::Arrive) {
             self.undefined(warp, undef & m, "the predicate of the reduction");
         }
-        self.barriers[index as usize].waiting.push(Waiting {
+        let waiting = Waiting {
             warp: warp.id,
             mask: m,
             whole: m == warp.live && args.kind != BarKind::Arrive,
@@ -180,7 +180,14 @@ impl Env<'_> {
             function: self.function,
             pc: self.pc,
             clock: None,
-        });
+        };
+        let signal = &mut self.signals[index as usize];
+        if args.kind == BarKind::Arrive {
+            signal.first.get_or_insert_with(|| waiting.clone());
+        } else {
+            signal.is_awaited = true;
+        }
+        self.barriers[index as usize].waiting.push(waiting);
         self.complete(index as usize);
         args.kind != BarKind::Arrive
     }

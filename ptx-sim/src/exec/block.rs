@@ -44,6 +44,13 @@ pub(crate) struct Barrier {
     pub(crate) clock: Vec<u32>,
 }
 
+/// The first `bar.arrive` at a barrier in a block, and whether anyone waits there.
+#[derive(Debug, Default, Clone)]
+pub(crate) struct Signal {
+    pub(crate) first: Option<Waiting>,
+    pub(crate) is_awaited: bool,
+}
+
 /// What the warps of a block share.
 pub(crate) struct Env<'l> {
     pub(crate) cx: &'l LaunchCx<'l>,
@@ -51,6 +58,7 @@ pub(crate) struct Env<'l> {
     pub(crate) ctaid: [u32; 3],
     pub(crate) shared: Shared,
     pub(crate) barriers: Vec<Barrier>,
+    pub(crate) signals: Vec<Signal>,
     pub(crate) counters: Counters,
     pub(crate) findings: Findings,
     /// Nothing more can be learnt from this block.
@@ -161,6 +169,7 @@ impl<'l> Worker<'l> {
             ctaid: [0; 3],
             shared: Shared::default(),
             barriers: vec![Barrier::default(); 16],
+            signals: vec![Signal::default(); 16],
             counters: Counters::default(),
             findings: Findings::default(),
             abort: false,
@@ -188,6 +197,7 @@ impl<'l> Worker<'l> {
         for barrier in &mut env.barriers {
             *barrier = Barrier::default();
         }
+        env.signals.fill(Signal::default());
         env.abort = false;
         env.fenced = false;
         env.acquired.clear();
@@ -259,6 +269,17 @@ impl<'l> Worker<'l> {
             });
         }
         self.env.barriers = barriers;
+        // A last arrival without a wait is how pipelines end. One that nobody ever waits for is a mistake.
+        for (id, signal) in std::mem::take(&mut self.env.signals).into_iter().enumerate() {
+            let Some(first) = signal.first.filter(|_| !signal.is_awaited) else { continue };
+            self.env.function = first.function;
+            self.env.pc = first.pc;
+            let lane = first.mask.trailing_zeros() as usize;
+            self.env.record(FindingKind::MissingWarps, &self.warps[first.warp as usize], lane, None, || {
+                format!("threads arrive at barrier {id}, and no thread of the block ever waits there")
+            });
+        }
+        self.env.signals.resize(16, Signal::default());
         for warp in &self.warps {
             for at in 0..warp.syncs.len() {
                 self.env.waits_in_vain(warp, at, "never come to a bar.warp.sync with this mask");
