@@ -466,6 +466,8 @@ pub(crate) enum CallTarget {
     Printf,
     /// `__assertfail`.
     AssertFail,
+    /// Declared, and not defined: `malloc`, `free`.
+    Missing(String),
 }
 
 #[derive(Debug, Clone)]
@@ -751,6 +753,8 @@ pub(crate) struct Function {
     pub(crate) frame_vars: Vec<(u32, u32)>,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_threads: Option<u32>,
+    /// Blocks of a cluster that it requires: ones for no cluster.
+    pub(crate) cluster: [u32; 3],
     /// Smallest access to shared and to global memory, in bytes: what the race checks must resolve.
     pub(crate) shared_cell: u32,
     pub(crate) global_cell: u32,

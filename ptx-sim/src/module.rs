@@ -1,8 +1,8 @@
 //! A parsed module, and launching its kernels.
 
 use std::collections::{HashMap, HashSet};
-use std::sync::Mutex;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering::Relaxed};
+use std::sync::{Mutex, OnceLock};
 
 use crate::counters::Counters;
 use crate::decode::{self, GAP, ModuleScope, Place, SharedLayout, Signature, barely_aligned};
@@ -192,7 +192,8 @@ impl Module {
     ///
     /// # Errors
     /// [`Error::Launch`] if the launch does not fit the kernel, [`Error::Limit`] if it needs too much memory:
-    /// then nothing has run. [`Error::Findings`] if the checks found mistakes: then the kernel has run as far
+    /// then nothing has run. [`Error::Unsupported`] if it comes to a call of a function that the module only declares,
+    /// or asks for clusters. [`Error::Findings`] if the checks found mistakes: then the kernel has run as far
     /// as it could.
     pub fn launch(&self, gpu: &mut Gpu, kernel: &str, launch: &Launch<'_>) -> Result<Report> {
         let fail = |message: String| Err(Error::Launch { kernel: kernel.to_owned(), message });
@@ -227,6 +228,13 @@ impl Module {
         {
             return fail(format!("the kernel allows {most} threads in a block, got {threads}"));
         }
+        if function.cluster.iter().any(|&n| n != 1) {
+            return Err(Error::Unsupported {
+                line: function.line,
+                instruction: ".reqnctapercluster".to_owned(),
+                reason: format!("clusters of {:?} blocks", function.cluster),
+            });
+        }
         let empty = (Vec::new(), self.shared.common_end, 0);
         let (own, end, own_bytes) = self.shared.own.get(&(index as u32)).unwrap_or(&empty);
         let static_bytes = self.shared.common_bytes + own_bytes;
@@ -259,7 +267,7 @@ impl Module {
         if gpu.generation > GENERATIONS {
             gpu.generation = 1;
             for alloc in &mut gpu.allocs {
-                alloc.shadow.iter_mut().for_each(|page| *page = std::sync::OnceLock::new());
+                alloc.shadow.iter_mut().for_each(|page| *page = OnceLock::new());
             }
         }
         let reached = self.reached(index as u32);
@@ -268,6 +276,7 @@ impl Module {
         };
         let stop = AtomicBool::new(false);
         let releases = Releases::default();
+        let missing = OnceLock::new();
         let cx = LaunchCx {
             functions: &self.functions,
             kernel: index as u32,
@@ -298,18 +307,34 @@ impl Module {
                 })
             }),
             releases: &releases,
+            missing: &missing,
         };
         let (counters, findings) = run(&cx, blocks, launch.host_threads);
-        if findings.is_empty() {
-            Ok(Report { counters })
-        } else {
-            Err(Error::Findings(self.describe(kernel, launch, findings)))
+        if !findings.is_empty() {
+            return Err(Error::Findings(self.describe(kernel, launch, findings)));
         }
+        if let Some(&(function, pc)) = missing.get() {
+            let inst = &self.functions[function as usize].code[pc as usize];
+            let name = match &inst.op {
+                Op::Call(call) => match &call.target {
+                    CallTarget::Missing(name) => name.as_str(),
+                    _ => "",
+                },
+                _ => "",
+            };
+            return Err(Error::Unsupported {
+                line: inst.line,
+                instruction: "call".to_owned(),
+                reason: format!("`{name}` is declared, and has no body in this module"),
+            });
+        }
+        Ok(Report { counters })
     }
 
     /// The kernel and every function it may call.
     fn reached(&self, kernel: u32) -> Vec<u32> {
         let mut list = vec![kernel];
+        let mut known = HashSet::from([kernel]);
         let mut at = 0;
         while at < list.len() {
             let function = &self.functions[list[at] as usize];
@@ -317,7 +342,7 @@ impl Module {
                 return (0..self.functions.len() as u32).collect();
             }
             for &callee in &function.calls {
-                if !list.contains(&callee) {
+                if known.insert(callee) {
                     list.push(callee);
                 }
             }
@@ -450,6 +475,7 @@ struct Builder<'a> {
     id: u64,
     next: u64,
     variables: Vec<(Variable, u64)>,
+    variable_bytes: u64,
     relocations: Vec<Relocation>,
 }
 
@@ -468,15 +494,14 @@ impl<'a> Builder<'a> {
         let id = NEXT_MODULE.fetch_add(1, Relaxed);
         // 2^26 places; later modules reuse the first, which matters only to a GPU that both run on.
         let next = MODULE_BASE + id % (1 << 26) * MODULE_STRIDE;
-        Ok(Self { ast, id, next, variables: Vec::new(), relocations: Vec::new() })
+        Ok(Self { ast, id, next, variables: Vec::new(), variable_bytes: 0, relocations: Vec::new() })
     }
 
     fn place_variable(&mut self, decl: &VarDecl<'_>) -> Result<u64> {
         let at = self.next.next_multiple_of(256);
         self.next = at + u64::from(decl.size) + 4096;
-        if self.variables.iter().map(|(v, _)| u64::from(v.size)).sum::<u64>() + u64::from(decl.size)
-            > MAX_MODULE_BYTES
-        {
+        self.variable_bytes += u64::from(decl.size);
+        if self.variable_bytes > MAX_MODULE_BYTES {
             return Err(Error::Limit(format!("more than {MAX_MODULE_BYTES} bytes of module variables")));
         }
         self.variables.push((
@@ -498,13 +523,21 @@ impl<'a> Builder<'a> {
 
     /// Puts addresses into the initial values that name them.
     fn relocate(&mut self, symbols: &HashMap<&str, Place>) -> Result<()> {
+        let mut own: HashMap<String, u64> = HashMap::new();
+        if !self.relocations.is_empty() {
+            for (variable, at) in &self.variables {
+                own.entry(variable.name.clone()).or_insert(*at);
+            }
+        }
         for r in std::mem::take(&mut self.relocations) {
             let address = match symbols.get(r.symbol.as_str()) {
                 Some(Place::Absolute(at)) => Some(*at),
                 Some(Place::Function(i)) => Some(FUNCTION_WINDOW + u64::from(*i) * 16),
+                // Not the address of any function, but one that a table may hold: `__cxa_pure_virtual`.
+                Some(Place::Missing) => Some(FUNCTION_WINDOW - 16),
                 Some(_) => None,
                 // Of a function's own scope.
-                None => self.variables.iter().find(|(v, _)| v.name == r.symbol).map(|(_, at)| *at),
+                None => own.get(&r.symbol).copied(),
             };
             let Some(address) = address else {
                 let message =
@@ -536,7 +569,7 @@ impl<'a> Builder<'a> {
             match function.name {
                 "vprintf" => _ = symbols.insert("vprintf", Place::Printf),
                 "__assertfail" => _ = symbols.insert("__assertfail", Place::AssertFail),
-                _ => {}
+                name => _ = symbols.entry(name).or_insert(Place::Missing),
             }
         }
         for (alias, name) in &ast.aliases {

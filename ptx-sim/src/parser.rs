@@ -82,6 +82,7 @@ pub(crate) struct FunctionAst<'a> {
     pub(crate) params: Vec<VarDecl<'a>>,
     pub(crate) required_block: Option<[u32; 3]>,
     pub(crate) max_threads: Option<u32>,
+    pub(crate) cluster: [u32; 3],
     /// None for a declaration only.
     pub(crate) body: Option<Body<'a>>,
 }
@@ -469,6 +470,7 @@ impl<'a> Parser<'a> {
             params,
             required_block: None,
             max_threads: None,
+            cluster: [1; 3],
             body: None,
         };
         loop {
@@ -495,7 +497,7 @@ impl<'a> Parser<'a> {
                                         dims.iter().try_fold(1u32, |a, d| a.checked_mul(*d));
                                 }
                                 ".reqntid" => function.required_block = Some(dims),
-                                _ => {}
+                                _ => function.cluster = dims,
                             }
                         }
                         ".minnctapersm" | ".maxnreg" | ".maxnctapersm" | ".maxclusterrank" => {

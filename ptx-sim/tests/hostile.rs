@@ -3,7 +3,7 @@
 mod common;
 use common::*;
 use proptest::prelude::*;
-use ptx_sim::{Error, Gpu, Launch, Module};
+use ptx_sim::{Error, FindingKind, Gpu, Launch, Module};
 
 /// Parses, and runs what parses with parameters that are plausible for it.
 fn survive(text: &str) {
@@ -277,6 +277,28 @@ fn huge_demands_are_refused_or_cost_nothing() {
     let module =
         Module::parse(&format!("{head}.visible .entry k() {{ .shared .b8 s[1000000]; ret; }}")).unwrap();
     assert!(matches!(module.launch(&mut Gpu::new(), "k", &Launch::default()), Err(Error::Launch { .. })));
+    // Many variables, addresses of them, and functions.
+    let many = |f: fn(usize) -> String| (0..60_000).map(f).collect::<String>();
+    for text in [
+        many(|i| format!(".global .u64 a{i};")) + ".visible .entry k() { ret; }",
+        format!(
+            ".visible .entry k() {{ {} .global .u64 t[60000] = {{{}}}; ret; }}",
+            many(|i| format!(".global .u64 a{i};")),
+            many(|i| format!("a{i},"))
+        ),
+        many(|i| format!(".func f{i}() {{ ret; }}"))
+            + ".visible .entry k() {"
+            + &many(|i| format!("call f{i};"))
+            + "ret; }",
+    ] {
+        let module = Module::parse(&format!("{head}{text}")).unwrap();
+        module.launch(&mut Gpu::new(), "k", &Launch::default()).unwrap();
+    }
+    // A loop of calls that each clear a large frame.
+    let frames = ".func f() { .local .b8 l[200000]; ret; }\n.visible .entry k() { L: call f; bra L; }";
+    let module = Module::parse(&format!("{head}{frames}")).unwrap();
+    let launch = Launch { block: [32, 1, 1], step_limit: 1 << 16, ..Launch::default() };
+    assert_eq!(kinds(&findings(module.launch(&mut Gpu::new(), "k", &launch))), [FindingKind::RunawayLoop]);
     // Many blocks, loops in loops: linear enough.
     let mut code = String::new();
     for i in 0..20_000 {
@@ -285,6 +307,42 @@ fn huge_demands_are_refused_or_cost_nothing() {
     let module =
         Module::parse(&format!("{head}.visible .entry k() {{ .reg .pred %p<2>; {code} ret; }}")).unwrap();
     let _ = module.launch(&mut Gpu::new(), "k", &Launch { step_limit: 1000, ..Launch::default() });
+}
+
+/// What a kernel does not come to does not matter; what it comes to is named.
+#[test]
+fn functions_without_a_body_matter_where_they_are_called() {
+    let text = |n: u32| {
+        format!(
+            ".version 8.0\n.target sm_90\n.address_size 64\n.extern .func free (.param .b64 p);\n.extern .func pure();
+.global .u64 table[2] = {{pure, f}};\n.func f() {{ .param .b64 q; .reg .b64 %rd<2>; mov.b64 %rd1, 0; st.param.b64 [q], %rd1;
+call.uni free, (q);\nret; }}\n.visible .entry k() {{ .reg .b64 %rd<4>; mov.u64 %rd1, table; ld.global.u64 %rd2, [%rd1+{n}];
+{} ret; }}",
+            if n == 16 { "" } else { "P: .callprototype _ ();\ncall %rd2, P;" }
+        )
+        .replace("ld.global.u64 %rd2, [%rd1+16];", "")
+    };
+    let launch = |n| Module::parse(&text(n)).unwrap().launch(&mut Gpu::new(), "k", &Launch::default());
+    launch(16).unwrap();
+    match launch(8) {
+        Err(Error::Unsupported { line: 8, reason, .. }) => assert!(reason.contains("`free`"), "{reason}"),
+        other => panic!("{other:?}"),
+    }
+    assert_eq!(kinds(&findings(launch(0))), [FindingKind::InvalidOperand]);
+}
+
+#[test]
+fn clusters_are_refused() {
+    let text = |dims: &str| {
+        format!(
+            ".version 8.0\n.target sm_90\n.address_size 64\n.visible .entry k() .explicitcluster .reqnctapercluster {dims} {{ ret; }}"
+        )
+    };
+    let launch = |dims| Module::parse(&text(dims)).unwrap().launch(&mut Gpu::new(), "k", &Launch::default());
+    launch("1, 1, 1").unwrap();
+    for dims in ["2", "1, 2, 1", "2, 1, 1"] {
+        assert!(matches!(launch(dims), Err(Error::Unsupported { line: 4, .. })), "{dims}");
+    }
 }
 
 /// Variables that cannot have the value they should have are errors of the text, with the line.

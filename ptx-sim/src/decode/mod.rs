@@ -48,6 +48,8 @@ pub(crate) enum Place {
     Function(u32),
     Printf,
     AssertFail,
+    /// A function that is declared and not defined.
+    Missing,
 }
 
 /// What every function of a module can name.
@@ -122,6 +124,7 @@ pub(crate) fn function<'a>(
             line: ast.line,
             required_block: ast.required_block,
             max_threads: ast.max_threads,
+            cluster: ast.cluster,
             shared_cell: 4,
             global_cell: 4,
             ..Function::default()
@@ -517,8 +520,8 @@ impl<'d, 'm, 'a> Ins<'d, 'm, 'a> {
             Some(Place::Absolute(address)) => add(address),
             Some(Place::EntryParam(offset)) => add(u64::from(offset)),
             Some(Place::Function(index)) => add(crate::memory::FUNCTION_WINDOW + u64::from(index) * 16),
-            Some(Place::Printf | Place::AssertFail) => {
-                return self.bad("address of a runtime function");
+            Some(Place::Printf | Place::AssertFail | Place::Missing) => {
+                return self.bad(format!("address of `{w}`, which has no body here"));
             }
             None => return self.bad(format!("`{w}` is not declared")),
         })

@@ -18,6 +18,7 @@ mod value;
 mod warp;
 mod warpwide;
 
+use std::sync::OnceLock;
 use std::sync::atomic::AtomicBool;
 
 use crate::ir::Function;
@@ -47,4 +48,6 @@ pub(crate) struct LaunchCx<'l> {
     pub(crate) stop: &'l AtomicBool,
     pub(crate) uses_fences: bool,
     pub(crate) releases: &'l global::Releases,
+    /// Where a block has come to a call of a function without a body.
+    pub(crate) missing: &'l OnceLock<(u32, u32)>,
 }

@@ -14,6 +14,9 @@ use crate::module::MAX_REGISTER_BYTES;
 /// Deepest nesting of calls.
 const MAX_FRAMES: usize = 256;
 
+/// Bytes of a new frame, in all lanes, that take about as long as an instruction.
+const CLEARED_IN_A_STEP: u64 = 1 << 10;
+
 /// What an instruction does to the control flow.
 enum Flow {
     Next,
@@ -541,6 +544,12 @@ impl Env<'_> {
                 }
                 return Flow::Next;
             }
+            CallTarget::Missing(_) => {
+                let _ = self.cx.missing.set((self.function, self.pc));
+                self.cx.stop.store(true, Relaxed);
+                self.abort = true;
+                return Flow::Next;
+            }
             CallTarget::AssertFail => {
                 self.record(FindingKind::Trap, warp, lane, None, || {
                     "a device-side assertion failed".to_owned()
@@ -584,6 +593,8 @@ impl Env<'_> {
             .map(|(ret, &(to, size))| (local + ret.offset, from + to, size.min(ret.size)))
             .collect();
         warp.push_frame(index, callee, m, rets, local);
+        // Large frames take their time to be cleared.
+        warp.steps += u64::from(callee.frame_bytes) * u64::from(m.count_ones()) / CLEARED_IN_A_STEP;
         // The manual: calls do not preserve the carry flag.
         warp.undef_carry |= m;
         for (param, &(at, size)) in callee.params.iter().zip(&call.args) {
