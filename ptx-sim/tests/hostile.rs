@@ -278,11 +278,11 @@ fn huge_demands_are_refused_or_cost_nothing() {
         Module::parse(&format!("{head}.visible .entry k() {{ .shared .b8 s[1000000]; ret; }}")).unwrap();
     assert!(matches!(module.launch(&mut Gpu::new(), "k", &Launch::default()), Err(Error::Launch { .. })));
     // Many variables, addresses of them, and functions.
-    let many = |f: fn(usize) -> String| (0..60_000).map(f).collect::<String>();
+    let many = |f: fn(usize) -> String| (0..20_000).map(f).collect::<String>();
     for text in [
         many(|i| format!(".global .u64 a{i};")) + ".visible .entry k() { ret; }",
         format!(
-            ".visible .entry k() {{ {} .global .u64 t[60000] = {{{}}}; ret; }}",
+            ".visible .entry k() {{ {} .global .u64 t[20000] = {{{}}}; ret; }}",
             many(|i| format!(".global .u64 a{i};")),
             many(|i| format!("a{i},"))
         ),
