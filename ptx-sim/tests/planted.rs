@@ -84,10 +84,9 @@ fn out_of_bounds_names_allocation_thread_and_line() {
 #[test]
 fn null_and_shared_and_local_and_param_bounds() {
     assert_eq!(one("", "mov.u64 %rd2, 0;\nld.global.u32 %r1, [%rd2];", 1, 1).kind, FindingKind::OutOfBounds);
-    assert_eq!(
-        one(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1+256], %r0;", 1, 1).kind,
-        FindingKind::OutOfBounds
-    );
+    let f = one(SHARED, "mov.u32 %r1, s;\nst.shared.u32 [%r1+256], %r0;", 1, 1);
+    assert_eq!(f.kind, FindingKind::OutOfBounds);
+    assert!(f.message.contains("at offset 256 of a shared variable of 256 bytes"), "{}", f.message);
     // Just past its end, in the next variable's gap, and far away; through a generic address too.
     let declared = ".local .align 4 .b8 l[16];\n.local .align 4 .b8 next[16];\nmov.u64 %rd2, l;\n";
     for store in ["st.local.u32 [%rd2+16], %r0;", "st.local.u32 [%rd2+64], %r0;"] {

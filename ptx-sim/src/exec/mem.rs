@@ -582,7 +582,8 @@ impl Env<'_> {
         flaw: Flaw,
         what: &str,
     ) {
-        let size = self.shared.state.len();
+        let before = self.cx.shared_vars.iter().filter(|(start, _)| u64::from(*start) <= at);
+        let before = before.max_by_key(|(start, _)| *start).copied();
         let kind = match flaw {
             Flaw::Bounds => FindingKind::OutOfBounds,
             Flaw::Unwritten => FindingKind::UninitializedMemory,
@@ -591,9 +592,13 @@ impl Env<'_> {
         };
         let [bx, by, _] = self.cx.block;
         self.record(kind, warp, lane, Some(at), || match flaw {
-            Flaw::Bounds => {
-                format!("{what} of {bytes} bytes outside of every shared variable ({size} bytes in all)")
-            }
+            Flaw::Bounds => match before {
+                Some((start, size)) => {
+                    let offset = at - u64::from(start);
+                    format!("{what} of {bytes} bytes at offset {offset} of a shared variable of {size} bytes")
+                }
+                None => format!("{what} of {bytes} bytes outside of every shared variable"),
+            },
             Flaw::Unwritten => format!("{what} of {bytes} bytes of shared memory that no thread has written"),
             Flaw::Pending => format!(
                 "{what} of {bytes} bytes that a cp.async writes, before the wait of the thread that issued it"
