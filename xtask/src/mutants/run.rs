@@ -44,9 +44,10 @@ pub(crate) struct Ran {
     pub(crate) seconds: f64,
 }
 
-/// Processor time, so that other work on the machine does not count: more than any op's cross-check takes with nothing
-/// compiled. What runs into it counts as noticed.
-const LIMIT: Duration = Duration::from_secs(900);
+/// How many times the processor time of the unchanged file's cross-check a mutant's may take, with nothing compiled before,
+/// and a minute: what runs into it counts as noticed. Other work on the machine does not count.
+const TIMES: u32 = 6;
+const MINUTE: Duration = Duration::from_secs(60);
 
 /// Of a process that does not end and does nothing either.
 const WALL_LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -124,7 +125,9 @@ impl Runner {
         let mut ran = (Fate::Survived, String::new());
         'all: for (i, stage) in stages.iter().enumerate() {
             for op in &source.ops {
-                ran = self.verify(stage, op, &folder, &cache)?;
+                let limit = TIMES * self.usual(stage, op)? + MINUTE;
+                let (fate, by, _) = self.verify(stage, op, &folder, &cache, limit)?;
+                ran = (fate, by);
                 if ran.0 != Fate::Survived {
                     break 'all;
                 }
@@ -152,19 +155,19 @@ impl Runner {
         let mut all = Vec::new();
         for stage in stages {
             for op in &source.ops {
-                let driver = stage.driver.and_then(Path::file_stem).unwrap_or_default().to_string_lossy();
-                let name = format!("{op}-{}{driver}-{:x}", stage.device.replace(':', "-"), self.hash);
-                let folder = self.store.join("original").join(name);
+                let folder = self.original(stage, op);
                 if !folder.exists() {
                     // It gets its name when it is complete.
                     let begun = self.store.join("original/begun");
                     let _ = std::fs::remove_dir_all(&begun);
                     let nothing_changed = begun.join("none");
                     std::fs::create_dir_all(&nothing_changed)?;
-                    let (fate, why) = self.verify(stage, op, &nothing_changed, &begun.join("cache"))?;
+                    let cache = begun.join("cache");
+                    let (fate, why, time) = self.verify(stage, op, &nothing_changed, &cache, WALL_LIMIT)?;
                     if fate != Fate::Survived {
                         bail!("the cross-check of the unchanged {op} on {} fails: {why}", stage.device);
                     }
+                    std::fs::write(begun.join("seconds"), time.as_secs().to_string())?;
                     std::fs::rename(&begun, &folder)?;
                 }
                 if stage.driver.is_none() {
@@ -175,8 +178,29 @@ impl Runner {
         Ok(all)
     }
 
-    /// The cross-check of one op on one device, with the changed file in `folder`.
-    fn verify(&self, stage: &Stage, op: &str, folder: &Path, cache: &Path) -> Result<(Fate, String)> {
+    /// Where what is known of an unchanged op is kept.
+    fn original(&self, stage: &Stage, op: &str) -> PathBuf {
+        let driver = stage.driver.and_then(Path::file_stem).unwrap_or_default().to_string_lossy();
+        let name = format!("{op}-{}{driver}-{:x}", stage.device.replace(':', "-"), self.hash);
+        self.store.join("original").join(name)
+    }
+
+    /// The processor time of its cross-check.
+    fn usual(&self, stage: &Stage, op: &str) -> Result<Duration> {
+        let seconds = std::fs::read_to_string(self.original(stage, op).join("seconds"))?;
+        Ok(Duration::from_secs(seconds.trim().parse()?))
+    }
+
+    /// The cross-check of one op on one device, with the changed file in `folder`: how it ended, why, and what processor
+    /// time it took.
+    fn verify(
+        &self,
+        stage: &Stage,
+        op: &str,
+        folder: &Path,
+        cache: &Path,
+        limit: Duration,
+    ) -> Result<(Fate, String, Duration)> {
         let said = folder.join("said.txt");
         let mut command = Command::new(&self.advect);
         command
@@ -200,28 +224,29 @@ impl Runner {
             None => command.args(["--device", stage.device]),
         };
         let mut child = command.spawn().with_context(|| format!("cannot start {}", self.advect.display()))?;
-        let start = Instant::now();
+        let (start, mut time) = (Instant::now(), Duration::ZERO);
         let status = loop {
             if let Some(status) = child.try_wait()? {
                 break status;
             }
-            if processor_time(child.id()) > LIMIT || start.elapsed() > WALL_LIMIT {
+            time = time.max(processor_time(child.id()));
+            if time > limit || start.elapsed() > WALL_LIMIT {
                 child.kill()?;
                 child.wait()?;
-                return Ok((Fate::Noticed, "it does not end".into()));
+                return Ok((Fate::Noticed, "it does not end".into(), time));
             }
             std::thread::sleep(Duration::from_millis(20));
         };
         if status.success() {
-            return Ok((Fate::Survived, String::new()));
+            return Ok((Fate::Survived, String::new(), time));
         }
         let said = String::from_utf8_lossy(&std::fs::read(&said)?).into_owned();
         let Some(failure) = said.split_once("\nFAIL ").map(|(_, f)| f) else {
-            return Ok((Fate::Noticed, format!("the process dies: {status}")));
+            return Ok((Fate::Noticed, format!("the process dies: {status}"), time));
         };
         let fate = if failure.contains("kernel did not compile") { Fate::Refused } else { Fate::Noticed };
         let lines: Vec<&str> = failure.lines().take(2).map(str::trim).collect();
-        Ok((fate, lines.join(" ").chars().take(300).collect()))
+        Ok((fate, lines.join(" ").chars().take(300).collect(), time))
     }
 }
 
