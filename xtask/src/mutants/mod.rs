@@ -55,6 +55,9 @@ pub(crate) struct MutantsArgs {
     /// longest, since every case runs. The report can be no better for it.
     #[arg(long)]
     explained: bool,
+    /// Of what it only predicts too
+    #[arg(long, requires = "explained")]
+    predicted: bool,
 }
 
 /// A kernel file and the ops whose cross-check runs it.
@@ -157,7 +160,7 @@ pub(crate) fn mutants(found: &Found, args: &MutantsArgs) -> Result<()> {
         let mut file = appending(&journal)?;
         let (explained, rest) = work
             .into_iter()
-            .partition(|(s, m)| reasons.of(s, m).is_some_and(|(reason, _)| !reason.predicted));
+            .partition(|(s, m)| reasons.of(s, m).is_some_and(|(r, _)| args.predicted || !r.predicted));
         work = rest;
         let explained: Vec<(&Source, Mutant)> = explained;
         for (source, mutant) in &explained {

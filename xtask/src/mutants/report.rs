@@ -270,7 +270,8 @@ fn page(
         writeln!(page, "Of {} mutants this is what runs before found, on the same files.\n", total.carried)?;
     }
     if total.explained > 0 {
-        writeln!(page, "{} survivors, all explained below, were not tried again.\n", total.explained)?;
+        let explained = total.explained;
+        writeln!(page, "{explained} count as survivors, untried on these files, for the reasons below.\n")?;
     }
     if total.unknown > 0 {
         writeln!(page, "**Unfinished: {} mutants have not run.**\n", total.unknown)?;
