@@ -44,10 +44,10 @@ pub(crate) struct Ran {
     pub(crate) seconds: f64,
 }
 
-/// How many times the processor time of the unchanged file's cross-check a mutant's may take, with nothing compiled before,
-/// and a minute: what runs into it counts as noticed. Other work on the machine does not count.
-const TIMES: u32 = 6;
-const MINUTE: Duration = Duration::from_secs(60);
+/// How many times the processor time of the unchanged file's cross-check, with nothing compiled before, a mutant's may take,
+/// and what on top: what runs into it counts as noticed. Other work on the machine does not count.
+const TIMES: u32 = 2;
+const MORE: Duration = Duration::from_secs(30);
 
 /// Of a process that does not end and does nothing either.
 const WALL_LIMIT: Duration = Duration::from_secs(4 * 3600);
@@ -125,7 +125,7 @@ impl Runner {
         let mut ran = (Fate::Survived, String::new());
         'all: for (i, stage) in stages.iter().enumerate() {
             for op in &source.ops {
-                let limit = TIMES * self.usual(stage, op)? + MINUTE;
+                let limit = TIMES * self.usual(stage, op)? + MORE;
                 let (fate, by, _) = self.verify(stage, op, &folder, &cache, limit)?;
                 ran = (fate, by);
                 if ran.0 != Fate::Survived {
