@@ -54,6 +54,9 @@ pub use error::{Error, Result};
 pub use target::cpu::Cpu;
 pub use tensor::{Device, Storage, Tensor};
 pub use view::{Dims, MAX_RANK, Memory, View};
+/// The version of wgpu whose devices, buffers and passes the target takes, for a host that has no other.
+#[cfg(feature = "wgpu")]
+pub use wgpu;
 
 /// The README's example, compiled and run as a test.
 #[cfg(all(doctest, feature = "cuda", feature = "wgpu"))]

@@ -301,6 +301,55 @@ fn more_memory_than_there_is_is_an_error() {
     assert_eq!(out.to_f32(&device).unwrap(), [0.0; 16]);
 }
 
+/// A driver without memory left is an error of the driver's, and once memory is given back the device goes on. In a
+/// process of its own, which may not grow any more; a driver with memory of its own does not mind.
+#[cfg(target_os = "linux")]
+#[test]
+fn a_driver_out_of_memory_is_an_error() {
+    use std::process::Command;
+    const NAME: &str = "a_driver_out_of_memory_is_an_error";
+    if std::env::var_os("ADVECT_TEST_STARVED").is_none() {
+        let mut command = Command::new(std::env::current_exe().unwrap());
+        command.args(["--exact", NAME, "--nocapture"]).env("ADVECT_TEST_STARVED", "1");
+        let output = command.output().unwrap();
+        let text = [&output.stdout, &output.stderr].map(|t| String::from_utf8_lossy(t).into_owned()).concat();
+        assert!(output.status.success(), "{}\n{text}", output.status);
+        return println!("{text}");
+    }
+    let Some((device, queue)) = open(Features::empty(), |_| ()) else { return };
+    let queue = Queue::new((Wgpu::from_device(device), queue));
+    let device = Device::Wgpu(queue.clone());
+    let works = || {
+        let x = Tensor::from_f32(&device, Dtype::F32, &[1, 1, 1, 1], &[3.0]).unwrap();
+        let mut out = Tensor::new(&device, Dtype::F32, &[1, 1, 2, 2]).unwrap();
+        device.run(&Resample::Up2, ResampleArgs { x: x.view(), out: out.view_mut() }).unwrap();
+        assert_eq!(out.to_f32(&device).unwrap(), [3.0; 4]);
+    };
+    // The driver starts its threads and makes its code while there is memory: it may not live without.
+    works();
+    let status = std::fs::read_to_string("/proc/self/status").unwrap();
+    let size = status.lines().find_map(|line| line.strip_prefix("VmSize:")?.strip_suffix("kB")).unwrap();
+    let limit = 1024 * (size.trim().parse::<u64>().unwrap() + (512 << 10));
+    let pid = std::process::id().to_string();
+    let starved = Command::new("prlimit").args(["--pid", &pid, &format!("--as={limit}")]).status();
+    if !starved.is_ok_and(|status| status.success()) {
+        return println!("skipped: there is no prlimit (util-linux)");
+    }
+    let mut held = Vec::new();
+    let error = loop {
+        match queue.alloc(64 << 20) {
+            Ok(buffer) if held.len() < 64 => held.push(buffer),
+            Ok(_) => return println!("skipped: this driver does not live on the process's memory"),
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, Error::Driver { call: "create_buffer", .. }), "{error}");
+    println!("after {} times 64 MiB: {error}", held.len());
+    held.clear();
+    queue.synchronize().unwrap();
+    works();
+}
+
 #[test]
 fn a_missing_adapter_says_what_to_do() {
     let error = Wgpu::new(99).unwrap_err().to_string();

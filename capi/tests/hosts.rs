@@ -137,12 +137,13 @@ fn conv_in_c() {
 /// The examples are short enough to be read.
 #[test]
 fn examples_have_less_than_150_lines() {
-    const ALL: [&str; 7] = [
+    const ALL: [&str; 8] = [
         "burn/denoise.rs",
         "c/conv.c",
         "c/digits.c",
         "candle/vae.rs",
         "cuda-graph/src/main.rs",
+        "python/conv.py",
         "python/digits.py",
         "wgpu-engine/src/main.rs",
     ];
@@ -341,8 +342,8 @@ fn hostile_in_c() {
     succeeded("hostile", &Command::new(&program).output().unwrap());
 }
 
-/// Runs a Python program with NumPy, if there is one; `ADVECT_NUMPY` names a folder with it.
-fn python(program: &str) {
+/// What a Python program prints, if there is Python with NumPy; `ADVECT_NUMPY` names a folder with it.
+fn python(program: &str) -> Option<String> {
     let numpy = std::env::var_os("ADVECT_NUMPY").unwrap_or_default();
     let python = || {
         let mut command = Command::new("python3");
@@ -351,11 +352,22 @@ fn python(program: &str) {
     };
     let found = runs(python().args(["-c", "import numpy; numpy.from_dlpack"]));
     absent(!found, "python", "Python with NumPy (`cargo xtask setup` fetches it)");
-    if found {
+    found.then(|| {
         let mut command = python();
         command.arg(root().join(program)).arg(root()).arg(built().join("deps/libadvect_capi.so"));
-        succeeded(program, &command.output().unwrap());
-    }
+        succeeded(program, &command.output().unwrap())
+    })
+}
+
+/// The small program in Python, which the README shows whole.
+#[test]
+fn conv_in_python() {
+    let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
+    let program = std::fs::read_to_string(root().join("hosts/python/conv.py")).unwrap();
+    assert!(readme.contains(&format!("```python\n{program}```\n")), "README.md and hosts/python/conv.py differ");
+    let Some(text) = python("hosts/python/conv.py") else { return };
+    assert!(text.contains("wanted shape [1, 1, 3, 5], got [1, 1, 5, 7]"), "{text}");
+    assert!(text.contains(" [0. 0. 1. 2. 1. 0. 0.]\n [0. 0. 2. 4. 2. 0. 0.]\n"), "{text}");
 }
 
 /// Draws digits in Python.

@@ -84,10 +84,27 @@ pub(crate) fn test() -> Result<()> {
         // It says that it is skipped where there is no GPU.
         run(on(graph, &found, &found.swiftshader, "cuda").env_remove("ADVECT_REQUIRE"))
     })?;
+    steps.step("CUDA device", || cuda(&found, everything))?;
     steps.step("minimum Rust version", minimum_rust)?;
     steps.step("package", || package::package(false))?;
     steps.summary();
     Ok(())
+}
+
+/// Where there is an NVIDIA GPU, everything once more on it, and candle's kernels beside ours where they can be compiled.
+fn cuda(found: &Found, everything: impl Fn() -> Command) -> Result<()> {
+    let devices = step::built("advect").arg("devices").output()?;
+    if !String::from_utf8_lossy(&devices.stdout).lines().any(|line| line.starts_with("cuda:")) {
+        println!("skipped: there is no CUDA device");
+        return Ok(());
+    }
+    let on_cuda = |command| on(command, found, &found.swiftshader, "cpu,cuda");
+    run(&mut on_cuda(everything()))?;
+    if !step::has("nvcc", "--version") {
+        println!("candle on CUDA: skipped, its kernels want nvcc");
+        return Ok(());
+    }
+    run(&mut on_cuda(cargo("test --quiet --package advect-candle --features cuda")))
 }
 
 /// The host on burn with its wgpu backend: lints, tests on SwiftShader, and its example.
@@ -117,8 +134,8 @@ fn on(mut command: Command, found: &Found, driver: &Path, faces: &str) -> Comman
         .env("ADVECT_CACHE_DIR", step::kernel_cache())
         .env("ADVECT_FACES", faces)
         .env("ADVECT_REQUIRE", faces)
-        // The C and Python programs of `hosts/`, which the tests of `capi` compile and run.
-        .env("ADVECT_REQUIRE_HOSTS", "c,python")
+        // The C and Python programs of `hosts/`, which the tests of `capi` compile and run, and what else the caller says.
+        .env("ADVECT_REQUIRE_HOSTS", std::env::var("ADVECT_REQUIRE_HOSTS").unwrap_or("c,python".into()))
         .env("ADVECT_NUMPY", found.numpy.as_deref().unwrap_or(Path::new("")));
     command
 }

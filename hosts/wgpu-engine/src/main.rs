@@ -12,6 +12,7 @@ use advect::solver::{Ask, Buffer, Guidance, Method, Solver, Term, uniform};
 use advect::target::wgpu::Wgpu;
 use advect::{Dtype, View};
 use std::error::Error;
+use std::sync::atomic::Ordering::Relaxed;
 use wgpu::BufferUsages as Usage;
 
 const PARTICLES: usize = 2000;
@@ -83,15 +84,17 @@ fn main() -> Result<(), Box<dyn Error>> {
         }
     }
 
-    // Every frame: advect records into the engine's pass. It submits nothing and allocates nothing.
+    // Every frame: advect records into the engine's pass. It submits nothing, waits for nothing and allocates nothing.
     let mut encoder = device.create_command_encoder(&Default::default());
     let mut pass = encoder.begin_compute_pass(&Default::default());
     let (submitted, before) = (engine::submission(&queue), device.get_internal_counters().hal);
+    let waited = engine::wait_noticed(&queue); // itself a submission
     let counted = [&before.buffers, &before.bind_groups, &before.compute_pipelines].map(|n| n.read());
     assert!(counted.iter().all(|&n| n > 0), "wgpu counts nothing: {counted:?}");
     plan.iter().for_each(|launch| launch.record(&mut pass));
     let after = device.get_internal_counters().hal;
-    assert_eq!(engine::submission(&queue), submitted + 1, "advect submitted something");
+    assert!(!waited.load(Relaxed), "advect waited for the device");
+    assert_eq!(engine::submission(&queue), submitted + 2, "advect submitted something");
     assert_eq!(
         format!("{after:?}"),
         format!("{before:?}"),
@@ -115,6 +118,7 @@ fn main() -> Result<(), Box<dyn Error>> {
         buffer.map_async(wgpu::MapMode::Read, .., |mapped| mapped.expect("it maps"));
     }
     device.poll(wgpu::PollType::wait_indefinitely())?;
+    assert!(waited.load(Relaxed), "a wait is not noticed");
 
     let cells: Vec<u32> = bytemuck::pod_collect_to_vec(&cells.get_mapped_range(..)?);
     for row in cells.chunks(SIDE).rev() {

@@ -168,13 +168,16 @@ impl Warp {
         self.known64.resize(n64, [0; 2]);
         self.pred.resize(np, 0);
         self.undef_pred.resize(np, !0);
-        let end = local as usize + code.frame_bytes as usize;
-        if end > self.local_stride {
-            self.grow_local(end);
-        }
-        self.mark_local(mask, local, code.frame_bytes, OUTSIDE);
-        for &(offset, size) in &code.frame_vars {
-            self.mark_local(mask, local + offset, size, UNWRITTEN);
+        // Most kernels have no local variables, and short ones should not pay for 32 empty stretches.
+        if code.frame_bytes > 0 {
+            let end = local as usize + code.frame_bytes as usize;
+            if end > self.local_stride {
+                self.grow_local(end);
+            }
+            self.mark_local(mask, local, code.frame_bytes, OUTSIDE);
+            for &(offset, size) in &code.frame_vars {
+                self.mark_local(mask, local + offset, size, UNWRITTEN);
+            }
         }
         self.frames.push(frame);
         self.enter_top();
