@@ -364,7 +364,10 @@ fn python(program: &str) -> Option<String> {
 fn conv_in_python() {
     let readme = std::fs::read_to_string(root().join("README.md")).unwrap();
     let program = std::fs::read_to_string(root().join("hosts/python/conv.py")).unwrap();
-    assert!(readme.contains(&format!("```python\n{program}```\n")), "README.md and hosts/python/conv.py differ");
+    assert!(
+        readme.contains(&format!("```python\n{program}```\n")),
+        "README.md and hosts/python/conv.py differ"
+    );
     let Some(text) = python("hosts/python/conv.py") else { return };
     assert!(text.contains("wanted shape [1, 1, 3, 5], got [1, 1, 5, 7]"), "{text}");
     assert!(text.contains(" [0. 0. 1. 2. 1. 0. 0.]\n [0. 0. 2. 4. 2. 0. 0.]\n"), "{text}");
