@@ -4,7 +4,7 @@ use crate::candle::Compiler;
 use crate::setup::{self, Found};
 use crate::step::{self, EVERYTHING, LINTED, Steps, cargo, run};
 use crate::{kernels, licences, package};
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use std::path::Path;
 use std::process::Command;
 
@@ -94,6 +94,11 @@ pub(crate) fn test() -> Result<()> {
 /// Where there is an NVIDIA GPU, everything once more on it, and candle's kernels beside ours where they can be compiled.
 fn cuda(found: &Found, everything: impl Fn() -> Command) -> Result<()> {
     let devices = step::built("advect").arg("devices").output()?;
+    ensure!(
+        devices.status.success(),
+        "`advect devices` failed: {}",
+        String::from_utf8_lossy(&devices.stderr)
+    );
     if !String::from_utf8_lossy(&devices.stdout).lines().any(|line| line.starts_with("cuda:")) {
         println!("skipped: there is no CUDA device");
         return Ok(());
