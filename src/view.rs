@@ -76,10 +76,11 @@ impl<M> View<M> {
     pub fn contiguous(memory: M, dtype: Dtype, shape: &[usize]) -> Result<Self> {
         let shape = dims("shape", shape)?;
         let strides = row_major(&shape);
-        Ok(Self { dtype, shape, strides, offset: 0, memory })
+        Ok(Self { dtype, shape, strides, offset: 0, memory }.settled())
     }
 
-    /// A view with given strides and offset, both in elements. A stride of 0 repeats (inputs only).
+    /// A view with given strides and offset, both in elements. A stride of 0 repeats (inputs only). A stride that
+    /// nobody walks, along an axis of one or of a view without elements, may be anything, and is 0 from 2^31 on.
     ///
     /// # Errors
     /// [`Error::Argument`] when the ranks differ or are over [`MAX_RANK`].
@@ -98,7 +99,20 @@ impl<M> View<M> {
                 strides.len(),
             ));
         }
-        Ok(Self { dtype, shape: dims("shape", shape)?, strides: dims("strides", strides)?, offset, memory })
+        let (shape, strides) = (dims("shape", shape)?, dims("strides", strides)?);
+        Ok(Self { dtype, shape, strides, offset, memory }.settled())
+    }
+
+    /// Without strides that nobody walks and that kernels could not hold: one sample of an array that is larger than
+    /// they can address is a view like any other.
+    fn settled(mut self) -> Self {
+        let empty = self.is_empty();
+        for (&size, stride) in self.shape.iter().zip(&mut self.strides) {
+            if (size == 1 || empty) && *stride > i32::MAX as usize {
+                *stride = 0;
+            }
+        }
+        self
     }
 
     /// How its elements are stored.
@@ -198,7 +212,7 @@ impl<M> View<M> {
         }
         self.offset = self.offset.saturating_add(range.start.saturating_mul(self.strides[axis]));
         self.shape[axis] = range.len();
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// The same elements under another shape, without a copy.
@@ -214,7 +228,7 @@ impl<M> View<M> {
         }
         self.strides = row_major(&new);
         self.shape = new;
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// Splits one axis in two, `outer` times `size / outer`: heads out of channels.
@@ -232,7 +246,7 @@ impl<M> View<M> {
         self.shape[axis] = inner;
         self.shape.insert(axis, outer);
         self.strides.insert(axis, stride.saturating_mul(inner));
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// Repeats axes of one element, and puts others before the first, as NumPy broadcasts: a bias `[h, 1, nk]` becomes
@@ -315,6 +329,18 @@ mod tests {
     fn extent_overflow_is_none() {
         let v = View::strided((), Dtype::F32, &[3, 3], &[usize::MAX / 2, 1], 5).unwrap();
         assert_eq!(v.extent(), None);
+    }
+
+    #[test]
+    fn strides_that_nobody_walks_are_settled() {
+        let far = usize::MAX / 3;
+        let v = View::strided((), Dtype::F32, &[1, 3, 1], &[far, 2, 7], 0).unwrap();
+        assert_eq!(v.strides(), [0, 2, 7]);
+        assert_eq!(view(&[4, 0, far, far]).strides(), [0, 0, 0, 1]);
+        let batch = View::strided((), Dtype::F32, &[2, 3], &[1 << 40, 1], 0).unwrap();
+        assert_eq!(batch.strides(), [1 << 40, 1]);
+        let second = batch.slice(0, 1..2).unwrap();
+        assert_eq!((second.strides(), second.offset()), (&[0, 1][..], 1 << 40));
     }
 
     #[test]

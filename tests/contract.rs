@@ -5,7 +5,11 @@ use advect::ops::{
     Attention, AttentionArgs, Conv, ConvArgs, LinearAttention, LinearAttentionArgs, Matmul, MatmulArgs,
     Merge, MergeArgs, Resample, ResampleArgs,
 };
+use advect::verify::judge::Rounding;
+use advect::verify::run::execute;
+use advect::verify::{OpVisitor, Prepared, Verified, each_op};
 use advect::{Cpu, Device, Dtype, Error, MAX_RANK, Memory, Tensor, View};
+use std::cell::Cell;
 
 /// Memory at a made-up place.
 #[derive(Clone, Copy, Debug)]
@@ -279,4 +283,51 @@ fn tensors_check_their_sizes() {
     let mut t = Tensor::from_f32(&device, Dtype::Bf16, &[2], &[1.0, -2.5]).unwrap();
     assert_eq!(t.to_f32(&device).unwrap(), [1.0, -2.5]);
     assert_eq!(t.view_mut().shape(), [2]);
+}
+
+/// Every case with an axis of one, or without elements, with strides there that no memory could hold.
+struct Far {
+    cases: usize,
+}
+
+/// The same view with other strides where nobody walks; whether there are such.
+fn far<M>(view: View<M>) -> (View<M>, bool) {
+    let (shape, empty) = (view.shape().to_vec(), view.is_empty());
+    let unwalked = |size: usize| size == 1 || empty;
+    let each = shape.iter().zip(view.strides());
+    let strides: Vec<usize> =
+        each.map(|(&size, &stride)| if unwalked(size) { usize::MAX / 2 } else { stride }).collect();
+    let (dtype, offset) = (view.dtype(), view.offset());
+    let any = shape.iter().any(|&size| unwalked(size));
+    (View::strided(view.into_memory(), dtype, &shape, &strides, offset).unwrap(), any)
+}
+
+impl OpVisitor for Far {
+    fn visit<T: Verified>(&mut self) {
+        let cpu = Device::cpu(1).unwrap();
+        let before = self.cases;
+        for mut case in T::cases(Dtype::F32) {
+            let moved = &Cell::new(false);
+            fn go<M>(moved: &Cell<bool>, view: View<M>) -> Result<View<M>, Error> {
+                let (view, any) = far(view);
+                moved.set(moved.get() | any);
+                Ok(view)
+            }
+            case.args = T::map(case.args, |_, v| go(moved, v), |_, v| go(moved, v)).unwrap();
+            if !moved.get() {
+                continue;
+            }
+            let prepared = Prepared::new(&case);
+            let outputs = execute(&cpu, &prepared).unwrap_or_else(|e| panic!("{}: {e}", case.name));
+            let fault = prepared.judge(&outputs, Rounding::Exact).fault;
+            assert_eq!(fault, None, "{} {}", T::NAME, case.name);
+            self.cases += 1;
+        }
+        assert!(self.cases > before, "{}: no case has an axis of one", T::NAME);
+    }
+}
+
+#[test]
+fn strides_that_nobody_walks_may_be_anything() {
+    each_op(&mut Far { cases: 0 });
 }

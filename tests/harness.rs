@@ -114,6 +114,48 @@ fn an_element_never_written_is_caught() {
 }
 
 #[test]
+fn a_fault_says_what_the_inputs_were() {
+    caught("; of x [2, 3, 4, 5] in -", |p, out| {
+        let range = at(p, [0, 2, 5, 1]);
+        out[range.start] ^= 1;
+    });
+}
+
+#[test]
+fn an_input_of_the_outputs_shape_is_shown_at_the_place() {
+    use advect::ops::{Step, StepArgs};
+    let values = Fill::Values((0..6).map(|i| i as f32).collect());
+    let x = view(Dtype::F32, &[2, 3], &Layout::Order(vec![1, 0]), values);
+    let case = Case {
+        name: "planted".into(),
+        op: Step::sum(&[1.0]).unwrap(),
+        args: StepArgs::over([x], view(Dtype::F32, &[2, 3], &Layout::Contiguous, ())).unwrap(),
+    };
+    let prepared = Prepared::new(&case);
+    let mut output = execute(&Device::cpu(1).unwrap(), &prepared).unwrap().remove(0);
+    let last = (prepared.args.out.offset() + 5) * 4;
+    output[last..last + 4].fill(0);
+    let why = prepared.judge(&[output], Rounding::Exact).fault.unwrap();
+    assert!(why.contains("x0[1, 2] = 5e0"), "{why}");
+}
+
+#[test]
+fn reasons_of_skips_are_counted() {
+    use advect::verify::{Outcome, Status, Tally};
+    let mut tally = Tally::default();
+    let skip = |why: &str| Status::Skip(why.into());
+    let all = [Status::Pass, skip("no f16"), Status::Fail("out".into()), skip("no f16"), skip("repeats")];
+    for (status, worst) in all.into_iter().zip([0.5, 0.0, 2e9, 0.0, 0.0]) {
+        let (case, device) = (worst.to_string(), String::new());
+        tally.note(&Outcome { op: "", case, face: "", device, dtype: "", status, worst, at: vec![] });
+    }
+    let text = tally.to_string();
+    assert!(text.starts_with("1 passed, 1 failed, 3 skipped, worst 2.000e9 of its bound"), "{text}");
+    assert!(text.contains("\n    skipped 2: no f16\n    skipped 1: repeats"), "{text}");
+    assert_eq!(tally.worst_case, "2000000000");
+}
+
+#[test]
 fn a_missing_output_is_caught() {
     let (prepared, _) = doubled(Dtype::F32);
     assert!(prepared.judge(&[], Rounding::Exact).fault.is_some());

@@ -284,6 +284,10 @@ impl Verified for Matmul {
         for activation in [Activation::Silu, Activation::Gelu] {
             let fill = Fill::Uniform(-9.0, 9.0);
             all.push(Sketch { activation, size: [16, 17, 1], fill, note: "wide-values", ..PLAIN });
+            // One product each: +-90, some thousands and more, and near the largest number, where nothing may be
+            // left of one side.
+            let fill = Fill::Values(vec![large, 9.5, -large, -9.5, 0.1, -0.1, 40.0]);
+            all.push(Sketch { activation, size: [14, 15, 1], fill, note: "saturated-values", ..PLAIN });
         }
         all.into_iter().map(|sketch| sketch.case(dtype)).collect()
     }

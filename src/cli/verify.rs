@@ -2,7 +2,7 @@
 
 use super::counters::Counted;
 use super::device::Choice;
-use advect::verify::{self, OpVisitor, Outcome, Selection, Status, Verified, each_op};
+use advect::verify::{self, OpVisitor, Outcome, Selection, Status, Tally, Verified, each_op};
 use advect::{Device, Dtype};
 use anyhow::{Context, Result, bail};
 use clap::builder::PossibleValuesParser;
@@ -104,16 +104,6 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
     session.report()
 }
 
-/// What happened to one op on one device at one dtype.
-#[derive(Default)]
-struct Row {
-    passed: usize,
-    failed: usize,
-    skipped: usize,
-    worst: f64,
-    worst_case: String,
-}
-
 /// A line of the JSON file.
 #[derive(serde::Serialize)]
 struct Line<'a> {
@@ -130,7 +120,7 @@ struct Session<'a> {
     json: Option<BufWriter<File>>,
     names: Vec<&'static str>,
     /// By op (in order), device (in order), dtype (in order).
-    rows: BTreeMap<(usize, usize, usize), Row>,
+    rows: BTreeMap<(usize, usize, usize), Tally>,
     failures: Vec<Outcome>,
     counted: Counted,
     /// The first failure to write the JSON file.
@@ -165,19 +155,21 @@ impl Session<'_> {
         }
         let device = self.devices.iter().position(|d| d.name() == outcome.device).unwrap_or(usize::MAX);
         let dtype = Dtype::FLOATS.iter().position(|d| d.name() == outcome.dtype).unwrap_or(usize::MAX);
-        let row = self.rows.entry((self.names.len() - 1, device, dtype)).or_default();
-        match &outcome.status {
-            Status::Pass => row.passed += 1,
-            Status::Fail(_) => row.failed += 1,
-            Status::Skip(_) => row.skipped += 1,
-        }
-        if outcome.worst > row.worst || outcome.worst.is_nan() {
-            row.worst = outcome.worst;
-            row.worst_case.clone_from(&outcome.case);
-        }
+        self.rows.entry((self.names.len() - 1, device, dtype)).or_default().note(&outcome);
         if matches!(outcome.status, Status::Fail(_)) {
             self.failures.push(outcome);
         }
+    }
+
+    /// Why cases were skipped, and how many: the most frequent reasons first.
+    fn reasons(&self) -> Vec<(&str, usize)> {
+        let mut reasons: BTreeMap<&str, usize> = BTreeMap::new();
+        for (why, count) in self.rows.values().flat_map(|tally| &tally.skipped) {
+            *reasons.entry(why).or_default() += count;
+        }
+        let mut reasons: Vec<_> = reasons.into_iter().collect();
+        reasons.sort_by_key(|&(_, count)| std::cmp::Reverse(count));
+        reasons
     }
 
     fn report(mut self) -> Result<ExitCode> {
@@ -199,8 +191,8 @@ impl Session<'_> {
                 Dtype::FLOATS.get(dtype).map(Dtype::to_string).unwrap_or_default(),
                 row.passed.to_string(),
                 row.failed.to_string(),
-                row.skipped.to_string(),
-                format!("{:.3}", row.worst),
+                row.skips().to_string(),
+                verify::judge::in_bounds(row.worst),
                 row.worst_case.clone(),
             ]);
         }
@@ -215,8 +207,11 @@ impl Session<'_> {
                 writeln!(out, "{face}: no device, so nothing ran there (`advect devices` says why)")?;
             }
         }
-        let total = |count: fn(&Row) -> usize| self.rows.values().map(count).sum::<usize>();
-        let (passed, failed, skipped) = (total(|r| r.passed), total(|r| r.failed), total(|r| r.skipped));
+        let total = |count: fn(&Tally) -> usize| self.rows.values().map(count).sum::<usize>();
+        let (passed, failed, skipped) = (total(|r| r.passed), total(|r| r.failed), total(Tally::skips));
+        for (why, count) in self.reasons() {
+            writeln!(out, "skipped {count}: {why}")?;
+        }
         for failure in self.failures.iter().take(20) {
             let Status::Fail(why) = &failure.status else { continue };
             writeln!(out, "\nFAIL {} {} on {}: {why}", failure.op, failure.dtype, failure.device)?;

@@ -85,19 +85,28 @@ impl Sum {
 
 /// The activation of a value known to within `error`: the slope of SiLU and GELU stays below 1.13, and
 /// evaluating them costs the relative error of an exponential, which WGSL bounds by (3 + 2|z|) ulp, and
-/// for GELU the 1.5e-7 of the error function's approximation.
+/// for GELU the 1.5e-7 of the error function's approximation. Far below 0, where both are as good as 0, nothing of
+/// the error is left, and no kernel may make something of it.
 pub fn activate(activation: Activation, (z, error): (f64, f64)) -> (f64, f64) {
     match activation {
         Activation::None => (z, error),
         Activation::Silu => {
             let y = z / (1.0 + (-z).exp());
-            // Kernels stop the exponential at e^88 or thereabouts, where SiLU is |z| e^-88 or less.
-            let stopped = z.abs() * 1e-38;
+            // Kernels stop at -88 or thereabouts, where SiLU is -88 e^-88, or go to 0.
+            let stopped = z.abs().min(88.0) * 1e-38;
+            if z + error < -88.0 {
+                return (y, stopped);
+            }
             (y, 1.13 * error + y.abs() * (8.0 + 4.0 * z.abs().min(88.0)) * U + stopped)
         }
         Activation::Gelu => {
-            let y = 0.5 * z * (1.0 + erf(z * std::f64::consts::FRAC_1_SQRT_2));
-            (y, 1.13 * error + z.abs() * (0.5 * 1.5e-7 + 8.0 * U))
+            let gelu = |z: f64| 0.5 * z * (1.0 + erf(z * std::f64::consts::FRAC_1_SQRT_2));
+            // Beyond 8 the error function is 1 to 1e-15, which in f32 is 1: below -8 kernels give 0.
+            if z + error < -8.0 {
+                return (gelu(z), 2.0 * gelu(z + error).abs());
+            }
+            let evaluated = if z > 8.0 { 8.0 * U } else { 0.5 * 1.5e-7 + 8.0 * U };
+            (gelu(z), 1.13 * error + z.abs() * evaluated)
         }
     }
 }

@@ -120,6 +120,11 @@ pub(super) fn gaps(view: &View<Vec<u8>>) -> Vec<Range<usize>> {
     all
 }
 
+/// A fraction of a bound in words.
+pub fn in_bounds(ratio: f64) -> String {
+    if ratio < 1e4 { format!("{ratio:.3}") } else { format!("{ratio:.3e}") }
+}
+
 /// The index tuple of the `position`-th element, row-major.
 fn unravel(mut position: usize, shape: &[usize]) -> Vec<usize> {
     let mut index = vec![0; shape.len()];
@@ -219,15 +224,47 @@ impl<T: Verified> Prepared<T> {
             verdict.fault =
                 Some(format!("{} outputs came back, {} expected", outputs.len(), self.fixed.len()));
         }
+        let mut blamed = None;
         for ((shape, expected), memory) in self.fixed.iter().zip(&self.expected).zip(outputs) {
-            shape.judge(expected, memory, rounding, &mut verdict);
+            if shape.judge(expected, memory, rounding, &mut verdict) {
+                blamed = Some(shape);
+            }
+        }
+        if let (Some(fault), Some(output)) = (&mut verdict.fault, blamed) {
+            *fault += &format!("; of {}", self.inputs(&output.shape, &verdict.at));
         }
         verdict
+    }
+
+    /// The inputs in words: the element at `index` of those that have the output's shape, the range of the others.
+    fn inputs(&self, shape: &[usize], index: &[usize]) -> String {
+        let mut words = Vec::new();
+        for operand in self.args.each() {
+            let Side::Input(Some(view)) = operand.side else { continue };
+            let size = view.dtype().size();
+            let value = |p: usize| decode(view.dtype(), &view.memory()[p * size..][..size]);
+            let name = operand.name;
+            words.push(if view.shape() == shape && index.len() == shape.len() {
+                let along = index.iter().zip(view.strides());
+                format!("{name}{index:?} = {:e}", value(along.fold(view.offset(), |p, (i, s)| p + i * s)))
+            } else {
+                let all = || positions(view).into_iter().map(value);
+                let (low, high) =
+                    (all().fold(f64::INFINITY, f64::min), all().fold(f64::NEG_INFINITY, f64::max));
+                match low <= high {
+                    true => format!("{name} {:?} in {low:e}..={high:e}", view.shape()),
+                    false => format!("{name} {:?}", view.shape()),
+                }
+            });
+        }
+        words.join(", ")
     }
 }
 
 impl OutputShape {
-    fn judge(&self, expected: &Expected, memory: &[u8], rounding: Rounding, verdict: &mut Verdict) {
+    /// Whether the verdict is now one of an element of this output.
+    fn judge(&self, expected: &Expected, memory: &[u8], rounding: Rounding, verdict: &mut Verdict) -> bool {
+        let mut blamed = false;
         let Self { name, dtype, shape, positions } = self;
         let size = dtype.size();
         let poison = poison(*dtype);
@@ -253,12 +290,14 @@ impl OutputShape {
                 verdict.worst = ratio;
                 verdict.at = unravel(i, shape);
                 if !within {
+                    blamed = true;
                     let unwritten = if bytes == poison { " (never written)" } else { "" };
                     let tile: Vec<usize> = verdict.at.iter().map(|x| x / 16).collect();
                     verdict.fault = Some(format!(
                         "{name}{:?} in 16-tile {tile:?}: wanted {want:e}, got {got:e}{unwritten}, \
-                         {ratio:.3} of the bound {bound:.3e}",
-                        verdict.at
+                         {} of the bound {bound:.3e}",
+                        verdict.at,
+                        in_bounds(ratio)
                     ));
                 }
             }
@@ -269,8 +308,9 @@ impl OutputShape {
                 verdict.fault = Some(format!(
                     "{name}: element {p} of its memory was overwritten, which is no element of the output"
                 ));
-                return;
+                return false;
             }
         }
+        blamed
     }
 }

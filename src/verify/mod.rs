@@ -13,7 +13,7 @@ pub use judge::{Prepared, Verdict};
 pub use probe::{Ceilings, ceilings};
 #[cfg(feature = "ptx-sim")]
 pub use run::simulators;
-pub use run::{Outcome, Selection, Status, assert_op, devices, required, verify};
+pub use run::{Outcome, Selection, Status, Tally, assert_op, devices, required, verify};
 pub use timing::{Timing, time};
 
 use crate::ops::{Attention, Conv, LinearAttention, Matmul, Merge, Norm, Resample, Step};

@@ -1,7 +1,7 @@
 //! Runs cases on devices and reports.
 
 use super::case::{Case, Verified};
-use super::judge::{Prepared, Rounding};
+use super::judge::{Prepared, Rounding, in_bounds};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
 use crate::op::{Operands, Side};
@@ -13,6 +13,7 @@ use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
+use std::collections::BTreeMap;
 
 /// Which cases to run.
 #[derive(Debug, Clone)]
@@ -338,6 +339,53 @@ fn dtypes() -> Vec<Dtype> {
     names.iter().map(|name| of(name).unwrap_or_else(|| panic!("ADVECT_DTYPES: what is {name}?"))).collect()
 }
 
+/// What became of the cases of one op on one device.
+#[derive(Debug, Clone, Default)]
+pub struct Tally {
+    /// Within their bounds.
+    pub passed: usize,
+    /// With something wrong.
+    pub failed: usize,
+    /// Not run, for each reason.
+    pub skipped: BTreeMap<String, usize>,
+    /// The largest error as a fraction of its bound; NaN when a result is NaN or never came.
+    pub worst: f64,
+    /// The case with that error.
+    pub worst_case: String,
+}
+
+impl Tally {
+    /// Counts one case.
+    pub fn note(&mut self, outcome: &Outcome) {
+        match &outcome.status {
+            Status::Pass => self.passed += 1,
+            Status::Fail(_) => self.failed += 1,
+            Status::Skip(why) => *self.skipped.entry(why.clone()).or_default() += 1,
+        }
+        if outcome.worst > self.worst || outcome.worst.is_nan() && !self.worst.is_nan() {
+            self.worst = outcome.worst;
+            self.worst_case.clone_from(&outcome.case);
+        }
+    }
+
+    /// How many were not run.
+    pub fn skips(&self) -> usize {
+        self.skipped.values().sum()
+    }
+}
+
+impl std::fmt::Display for Tally {
+    fn fmt(&self, f: &mut std::fmt::Formatter) -> std::fmt::Result {
+        let (passed, failed, skipped) = (self.passed, self.failed, self.skips());
+        let worst = in_bounds(self.worst);
+        write!(f, "{passed} passed, {failed} failed, {skipped} skipped, worst {worst} of its bound")?;
+        for (why, count) in &self.skipped {
+            write!(f, "\n    skipped {count}: {why}")?;
+        }
+        Ok(())
+    }
+}
+
 /// The whole cross-check of one op, as a test: every case on every device, plus `fuzz` random cases.
 /// The seed comes from `ADVECT_SEED` or is drawn, and is printed.
 ///
@@ -352,30 +400,25 @@ pub fn assert_op<T: Verified>(fuzz: usize) {
     let devices = devices().expect("the CPU is always there");
     let selection = Selection { dtypes: dtypes(), fuzz, seed, unrepeated: true, ..Selection::default() };
     let mut failures = Vec::new();
-    let mut ran: std::collections::BTreeMap<String, (usize, usize, f64)> = Default::default();
+    let mut ran: BTreeMap<String, Tally> = BTreeMap::new();
     verify::verify::<T>(&devices, &selection, &mut |o| {
-        let (passed, skipped, worst) = ran.entry(format!("{} {}", o.device, o.dtype)).or_default();
-        match &o.status {
-            Status::Pass => *passed += 1,
-            Status::Skip(_) => *skipped += 1,
-            Status::Fail(why) => {
-                failures.push(format!("{} {} [{}] {}: {why}", o.op, o.dtype, o.device, o.case))
-            }
+        ran.entry(format!("{} {}", o.device, o.dtype)).or_default().note(&o);
+        if let Status::Fail(why) = &o.status {
+            failures.push(format!("{} {} [{}] {}: {why}", o.op, o.dtype, o.device, o.case));
         }
-        *worst = worst.max(o.worst);
     });
-    for (device, (passed, skipped, worst)) in &ran {
-        println!(
-            "{} on {device}: {passed} passed, {skipped} skipped, worst {worst:.3} of its bound",
-            T::NAME
-        );
+    for (device, tally) in &ran {
+        println!("{} on {device}: {tally}", T::NAME);
     }
     let count = failures.len();
     failures.truncate(20);
     assert!(count == 0, "{count} cases failed (ADVECT_SEED={seed}); the first:\n{}", failures.join("\n"));
     for face in required() {
         let passed = |device: &Device| -> usize {
-            Dtype::FLOATS.iter().map(|t| ran.get(&format!("{} {t}", device.name())).map_or(0, |r| r.0)).sum()
+            Dtype::FLOATS
+                .iter()
+                .map(|t| ran.get(&format!("{} {t}", device.name())).map_or(0, |r| r.passed))
+                .sum()
         };
         let of_face: Vec<usize> = devices.iter().filter(|d| d.face() == face).map(passed).collect();
         // Adapters differ in what they take: each has to show that it takes something.
