@@ -177,3 +177,24 @@ fn a_bound_of_nan_does_not_pass() {
     output[range].copy_from_slice(&7.0f32.to_le_bytes());
     assert!(prepared.judge(&[output], Rounding::Exact).fault.is_some());
 }
+
+#[cfg(feature = "ptx-sim")]
+#[test]
+fn simulated_gpus_leave_to_one_of_them_what_it_executes_as_well() {
+    use advect::verify::{Selection, Status, simulators, verify};
+    let devices = match simulators() {
+        Ok(devices) => devices,
+        Err(why) if advect::verify::required().iter().any(|face| face == "ptx-sim") => panic!("{why}"),
+        Err(_) => return,
+    };
+    let selection = Selection { unrepeated: true, fuzz: 3, at_once: 2, ..Selection::default() };
+    let mut counts = std::collections::BTreeMap::new();
+    verify::<Resample>(&devices, &selection, &mut |o| {
+        let [ran, left] = counts.entry(o.device).or_insert([0, 0]);
+        *(if matches!(o.status, Status::Pass) { ran } else { left }) += 1;
+    });
+    let [[some, left], [others, _], [all, none]] =
+        ["sm_100", "sm_75", "sm_80"].map(|arch| counts[&format!("ptx-sim {arch}")]);
+    assert!(some > 0 && left > 0 && others > 0, "{counts:?}");
+    assert!(all > 0 && none == 0, "{counts:?}");
+}

@@ -1,12 +1,11 @@
 //! `advect kernels`: every kernel variant that the cases reach, written out or compiled.
 
 use advect::op::{Caps, Language};
-use advect::source::Variant;
 use advect::target::presets;
-use advect::verify::kernels::{Kernel, cover, reached, repeats};
+use advect::verify::kernels::{Kernel, cover, executed, reached};
 use anyhow::{Context, Result};
 use clap::{Args, ValueEnum};
-use std::collections::{HashMap, HashSet};
+use std::collections::HashSet;
 use std::io::Write;
 use std::path::PathBuf;
 use std::process::ExitCode;
@@ -106,15 +105,11 @@ pub(crate) fn run(args: &KernelsArgs) -> Result<ExitCode> {
     Ok(ExitCode::SUCCESS)
 }
 
-/// Those that the simulators of the tests execute: of what would repeat itself the newest.
+/// Those that the simulators of the tests execute.
 fn simulated(kernels: &[Kernel]) -> Vec<Kernel> {
     let archs = presets::SIMULATED.map(|arch| presets::cuda_for(arch).name);
-    let mut all: HashMap<&Variant, Vec<&Kernel>> = HashMap::new();
-    for kernel in kernels.iter().filter(|k| archs.contains(&k.device)) {
-        all.entry(&kernel.variant).or_default().push(kernel);
-    }
-    let repeated = |k: &Kernel| all[&k.variant].iter().any(|o| repeats(&k.variant, k.language, o.language));
-    kernels.iter().filter(|k| archs.contains(&k.device) && !repeated(k)).cloned().collect()
+    let there = kernels.iter().filter(|k| archs.contains(&k.device)).cloned();
+    executed(there.collect(), &presets::cuda_for(presets::SIMULATED_WHOLE).name)
 }
 
 /// The devices of these architectures, or of all of them.

@@ -88,6 +88,12 @@ pub(crate) fn run(args: &VerifyArgs) -> Result<ExitCode> {
         seed: args.seed,
         fail_fast: args.fail_fast,
         unrepeated: false,
+        // What simulators count is told apart only of one case at a time.
+        at_once: if args.counters || json.is_some() {
+            1
+        } else {
+            std::thread::available_parallelism().map_or(1, usize::from)
+        },
     };
     let mut session = Session {
         args,

@@ -55,6 +55,9 @@ pub const ARCHITECTURES: [&str; 7] = ["75", "80", "86", "89", "90a", "100a", "12
 /// tensor-core path, sm_80 typed PTX, sm_100 untyped PTX.
 pub const SIMULATED: [u32; 3] = [75, 80, 100];
 
+/// The one of [`SIMULATED`] that executes every case; the others leave out most of what it executes as well.
+pub const SIMULATED_WHOLE: u32 = 80;
+
 /// A CUDA device of an architecture (75, 80, ..): limits from the CUDA C++ Programming Guide, "Technical
 /// Specifications per Compute Capability"; as many multiprocessors as the smallest common ones have, so that small cases
 /// reach large tiles.

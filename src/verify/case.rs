@@ -7,7 +7,7 @@ use crate::view::{Dims, View};
 use rand_chacha::ChaCha8Rng;
 
 /// An op with cases and a definition.
-pub trait Verified: Op<Args<Vec<u8>, Vec<u8>>: Sync> {
+pub trait Verified: Op<Args<Vec<u8>, Vec<u8>>: Sync> + Op<Args<Fill, ()>: Sync> {
     /// The cases at one dtype: the same list serves tests, `advect verify` and the benches. Names are
     /// unique within the op.
     fn cases(dtype: Dtype) -> Vec<Case<Self>>;

@@ -62,7 +62,7 @@ pub(super) fn planned<T: Verified>(case: &Case<T>, caps: &Caps) -> Option<Varian
 /// Whether what `newer` executes says all about what `this` would execute of a variant: both read the same dialect of PTX, and no
 /// line of the source asks which of the two it is compiled for. Those that do convert 16 bits (`common/element.cuh`) or belong
 /// to tensor cores, whose kernels are other variants before sm_80.
-pub fn repeats(variant: &Variant, this: Language, newer: Language) -> bool {
+fn repeats(variant: &Variant, this: Language, newer: Language) -> bool {
     let (Language::Cuda { arch: this }, Language::Cuda { arch: newer }) = (this, newer) else { return false };
     let narrow = |slot: &Slot| matches!(slot.dtype, Some(Dtype::F16 | Dtype::Bf16));
     this < newer && newer < UNTYPED && !variant.signature.slots().iter().any(narrow)
@@ -170,6 +170,53 @@ impl Collect<'_> {
     }
 }
 
+/// Of the kernels that the cases reach on simulated GPUs, those that the tests execute. On the `main` one these are all. What
+/// another device runs as well executes there only as often as it takes that any two properties (constants, dtype, operands
+/// given) that its kernels combine are combined by some: the other dialect of PTX, or what asks for the architecture, is the
+/// same in all of them. Where [`repeats`] says that not even this differs, none is executed.
+#[must_use]
+pub fn executed(kernels: Vec<Kernel>, main: &str) -> Vec<Kernel> {
+    let of_main: HashMap<&Variant, Language> =
+        kernels.iter().filter(|k| k.device == main).map(|k| (&k.variant, k.language)).collect();
+    let mut kept = vec![false; kernels.len()];
+    let mut shared: Vec<(&str, Vec<usize>)> = Vec::new();
+    for (i, kernel) in kernels.iter().enumerate() {
+        match of_main.get(&kernel.variant) {
+            Some(&language) if kernel.device != main => {
+                if repeats(&kernel.variant, kernel.language, language) {
+                    continue;
+                }
+                match shared.iter_mut().find(|(device, _)| *device == kernel.device) {
+                    Some((_, all)) => all.push(i),
+                    None => shared.push((&kernel.device, vec![i])),
+                }
+            }
+            _ => kept[i] = true,
+        }
+    }
+    let pairs: Vec<HashSet<u64>> = kernels.iter().map(|k| combined(k, 2)).collect();
+    for (device, all) in &shared {
+        let own =
+            kernels.iter().zip(&kept).zip(&pairs).filter(|((k, kept), _)| k.device == *device && **kept);
+        let there: HashSet<u64> = own.flat_map(|(_, pairs)| pairs).copied().collect();
+        let mut missing: HashSet<u64> = all.iter().flat_map(|&i| &pairs[i]).copied().collect();
+        missing.retain(|pair| !there.contains(pair));
+        complete(&mut missing, all, &pairs, &mut kept);
+    }
+    kernels.into_iter().zip(kept).filter_map(|(kernel, kept)| kept.then_some(kernel)).collect()
+}
+
+/// Keeps of `all` the fewest that it is easy to find with which no pair is missing.
+fn complete(missing: &mut HashSet<u64>, all: &[usize], pairs: &[HashSet<u64>], kept: &mut [bool]) {
+    while !missing.is_empty() {
+        let gain = |i: &usize| pairs[*i].intersection(missing).count();
+        // The first of the best, so that the choice is the same every time.
+        let Some(next) = all.iter().rev().copied().max_by_key(gain) else { return };
+        kept[next] = true;
+        missing.retain(|pair| !pairs[next].contains(pair));
+    }
+}
+
 /// Leaves out kernels that hardly differ from others: each variant stays on one of its devices, in turn, and each device keeps
 /// enough that any two properties (constants, dtype, operands given) that its kernels combine are still combined.
 ///
@@ -200,19 +247,10 @@ pub fn cover(kernels: Vec<Kernel>, handy: impl Fn(&Kernel) -> bool) -> Vec<Kerne
     }
     for (_, all) in by_device {
         let mut missing: HashSet<u64> = all.iter().flat_map(|&i| &pairs[i]).copied().collect();
-        let mut next = all.iter().copied().filter(|&i| kept[i]).collect::<Vec<_>>();
-        loop {
-            for &i in &next {
-                kept[i] = true;
-                missing.retain(|pair| !pairs[i].contains(pair));
-            }
-            if missing.is_empty() {
-                break;
-            }
-            let gain = |i: &usize| pairs[*i].intersection(&missing).count();
-            // The first of the best, so that the choice is the same every time.
-            next = all.iter().rev().copied().max_by_key(gain).into_iter().collect();
+        for &i in all.iter().filter(|&&i| kept[i]) {
+            missing.retain(|pair| !pairs[i].contains(pair));
         }
+        complete(&mut missing, &all, &pairs, &mut kept);
     }
     kernels.into_iter().zip(kept).filter_map(|(kernel, kept)| kept.then_some(kernel)).collect()
 }
@@ -371,6 +409,29 @@ mod tests {
             of.iter().flat_map(|k| -> Vec<_> { of_one(k) }).collect::<HashSet<_>>()
         };
         assert_eq!(pairs(&all), pairs(&some));
+    }
+
+    #[test]
+    fn what_is_executed_is_all_on_one_device_and_every_pair_on_the_others() {
+        let devices = presets::SIMULATED.map(presets::cuda_for);
+        let (all, main) = (reached(&devices, None).unwrap(), &devices[1].name);
+        let some = executed(all.clone(), main);
+        assert!(some.len() < all.len() * 3 / 4, "{} of {}", some.len(), all.len());
+        let on = |of: &[Kernel], device: &str| -> HashSet<Variant> {
+            of.iter().filter(|k| k.device == device).map(|k| k.variant.clone()).collect()
+        };
+        assert_eq!(on(&some, main), on(&all, main));
+        for caps in &devices {
+            // What says nothing new counts as executed.
+            let of = |kernels: &[Kernel]| -> HashSet<u64> {
+                let there = kernels.iter().filter(|k| k.device == caps.name);
+                let new = there.filter(|k| !repeats(&k.variant, k.language, devices[1].language));
+                new.flat_map(|k| combined(k, 2)).collect()
+            };
+            assert_eq!(of(&some), of(&all), "{}", caps.name);
+            let own = on(&all, &caps.name).difference(&on(&all, main)).cloned().collect::<HashSet<_>>();
+            assert!(own.is_subset(&on(&some, &caps.name)), "{}", caps.name);
+        }
     }
 
     #[test]

@@ -9,11 +9,22 @@ use crate::target::cpu::Cpu;
 use crate::tensor::{Device, Storage};
 use crate::view::View;
 use crate::{Isa, verify};
+#[cfg(feature = "ptx-sim")]
+use crate::{
+    op::{Caps, Language},
+    source::Variant,
+    target::presets::SIMULATED_WHOLE,
+    verify::kernels,
+};
 use rand::SeedableRng;
 use rand::seq::SliceRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::Serialize;
 use std::collections::BTreeMap;
+#[cfg(feature = "ptx-sim")]
+use std::collections::HashSet;
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
+use std::sync::mpsc;
 
 /// Which cases to run.
 #[derive(Debug, Clone)]
@@ -30,8 +41,10 @@ pub struct Selection {
     /// neighbours are alike; random cases come first, since each of them does many things at once.
     pub fail_fast: bool,
     /// Leave out what another of the devices executes as well: bf16 on all adapters but the first, since no WGSL knows of it,
-    /// and f32 kernels of a simulated GPU that are those of a newer one with the same dialect of PTX.
+    /// and on simulated GPUs what [`executed`](super::kernels::executed) leaves to the one that executes everything.
     pub unrepeated: bool,
+    /// Cases at once. What simulators count is told apart only of one at a time.
+    pub at_once: usize,
 }
 
 impl Default for Selection {
@@ -43,6 +56,7 @@ impl Default for Selection {
             seed: 0,
             fail_fast: false,
             unrepeated: false,
+            at_once: 1,
         }
     }
 }
@@ -81,7 +95,7 @@ pub enum Status {
     Skip(String),
 }
 
-/// Runs the selected cases of one op on every device; `each` sees every outcome as it comes.
+/// Runs the selected cases of one op on every device; `each` sees every outcome, in the order of the cases.
 pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut dyn FnMut(Outcome)) {
     let of = |&dtype: &Dtype| selection.cases::<T>(dtype).into_iter().map(move |case| (dtype, case));
     let mut cases: Vec<_> = selection.dtypes.iter().flat_map(of).collect();
@@ -89,16 +103,57 @@ pub fn verify<T: Verified>(devices: &[Device], selection: &Selection, each: &mut
         cases.shuffle(&mut ChaCha8Rng::seed_from_u64(selection.seed));
         cases.sort_by_key(|(_, case)| !case.name.starts_with(RANDOM));
     }
-    for (dtype, case) in &cases {
-        let mut failed = false;
-        verify_case(case, *dtype, devices, selection.unrepeated, &mut |outcome| {
-            failed |= matches!(outcome.status, Status::Fail(_));
-            each(outcome);
-        });
-        if failed && selection.fail_fast {
-            return;
-        }
+    let shared = selection.unrepeated.then(|| Shared::new::<T>(devices));
+    let of_case =
+        |i: usize| cases.get(i).map(|(dtype, case)| verify_case(case, *dtype, devices, shared.as_ref()));
+    in_order(selection.at_once, of_case, |outcomes| {
+        let failed = outcomes.iter().any(|outcome| matches!(outcome.status, Status::Fail(_)));
+        outcomes.into_iter().for_each(&mut *each);
+        !(failed && selection.fail_fast)
+    });
+}
+
+/// Computes `of(0)`, `of(1)`, .. until there is none, so many `at_once`, and shows them to `each` in order, until it has seen enough.
+fn in_order<R: Send>(
+    at_once: usize,
+    of: impl Fn(usize) -> Option<R> + Sync,
+    mut each: impl FnMut(R) -> bool,
+) {
+    if at_once <= 1 {
+        let mut all = (0..).map_while(of);
+        while all.next().is_some_and(&mut each) {}
+        return;
     }
+    let (next, enough) = (AtomicUsize::new(0), AtomicBool::new(false));
+    let (done, results) = mpsc::channel();
+    std::thread::scope(|scope| {
+        for _ in 0..at_once {
+            let done = done.clone();
+            let (of, next, enough) = (&of, &next, &enough);
+            scope.spawn(move || {
+                while !enough.load(Ordering::Relaxed) {
+                    let i = next.fetch_add(1, Ordering::Relaxed);
+                    let Some(result) = of(i) else { return };
+                    // Nobody listens any more: the other side has seen enough.
+                    if done.send((i, result)).is_err() {
+                        return;
+                    }
+                }
+            });
+        }
+        drop(done);
+        let (mut early, mut turn) = (BTreeMap::new(), 0);
+        for (i, result) in results {
+            early.insert(i, result);
+            while let Some(result) = early.remove(&turn) {
+                turn += 1;
+                if !each(result) {
+                    enough.store(true, Ordering::Relaxed);
+                    return;
+                }
+            }
+        }
+    });
 }
 
 /// How the names of random cases begin.
@@ -127,9 +182,8 @@ fn verify_case<T: Verified>(
     case: &Case<T>,
     dtype: Dtype,
     devices: &[Device],
-    unrepeated: bool,
-    each: &mut dyn FnMut(Outcome),
-) {
+    shared: Option<&Shared>,
+) -> Vec<Outcome> {
     let (prepared, name) = (&Prepared::new(case), &case.name);
     let on = &|device: &Device, repeated: Option<String>| {
         let (status, worst, at) = match repeated {
@@ -147,14 +201,13 @@ fn verify_case<T: Verified>(
             at,
         }
     };
-    let outcomes: Vec<Outcome> = std::thread::scope(|scope| {
-        let repeated = |device| if unrepeated { repeated_by(case, dtype, device, devices) } else { None };
+    std::thread::scope(|scope| {
+        let repeated = |device| shared.and_then(|shared| shared.by(case, dtype, device));
         let all = devices.iter().map(|device| (device, repeated(device)));
         let running: Vec<_> = all.map(|(device, by)| scope.spawn(move || on(device, by))).collect();
         let joined = running.into_iter().map(std::thread::ScopedJoinHandle::join);
         joined.map(|outcome| outcome.unwrap_or_else(|panic| std::panic::resume_unwind(panic))).collect()
-    });
-    outcomes.into_iter().for_each(each);
+    })
 }
 
 /// What became of a case on a device, its largest error, and where that is.
@@ -172,30 +225,65 @@ fn judged<T: Verified>(device: &Device, prepared: &Prepared<T>) -> (Status, f64,
     }
 }
 
-/// The one among these devices that executes the same kernel as this one would: see [`Selection::unrepeated`].
-fn repeated_by<T: Verified>(
-    case: &Case<T>,
-    dtype: Dtype,
-    device: &Device,
-    devices: &[Device],
-) -> Option<String> {
+/// What devices leave to others: see [`Selection::unrepeated`].
+struct Shared<'a> {
+    devices: &'a [Device],
+    /// The kernels of each simulated GPU that it executes for this op; `None` where there is no other that executes all.
     #[cfg(feature = "ptx-sim")]
-    if let Device::PtxSim(this) = device {
-        let variant = verify::kernels::planned(case, this.caps())?;
-        let same = |other: &&Device| match other {
-            Device::PtxSim(other) => {
-                verify::kernels::repeats(&variant, this.caps().language, other.caps().language)
-                    && verify::kernels::planned(case, other.caps()).as_ref() == Some(&variant)
-            }
-            _ => false,
-        };
-        return devices.iter().find(same).map(Device::name);
+    executed: Option<HashSet<(String, Variant)>>,
+}
+
+impl<'a> Shared<'a> {
+    fn new<T: Verified>(devices: &'a [Device]) -> Self {
+        #[cfg(feature = "ptx-sim")]
+        {
+            let simulated: Vec<Caps> =
+                devices.iter().filter_map(simulator).map(|s| s.caps().clone()).collect();
+            let executed = simulated.iter().find(|caps| caps.language == WHOLE).map(|whole| {
+                let reached = kernels::reached(&simulated, Some(T::NAME)).unwrap_or_default();
+                kernels::executed(reached, &whole.name).into_iter().map(|k| (k.device, k.variant)).collect()
+            });
+            Self { devices, executed }
+        }
+        #[cfg(not(feature = "ptx-sim"))]
+        {
+            let _ = T::NAME;
+            Self { devices }
+        }
     }
-    #[cfg(not(feature = "ptx-sim"))]
-    let _ = case;
-    let first = devices.iter().find(|d| d.face() == device.face())?;
-    let later = device.face() == "wgpu" && !std::ptr::eq(first, device);
-    (later && dtype == Dtype::Bf16).then(|| first.name())
+
+    /// The device to which this one leaves a case.
+    fn by<T: Verified>(&self, case: &Case<T>, dtype: Dtype, device: &Device) -> Option<String> {
+        #[cfg(feature = "ptx-sim")]
+        if let Some(this) = simulator(device) {
+            let executed = self.executed.as_ref()?;
+            let variant = kernels::planned(case, this.caps())?;
+            let whole = |d: &&Device| simulator(d).is_some_and(|s| s.caps().language == WHOLE);
+            let other = self.devices.iter().find(whole)?;
+            let same = kernels::planned(case, simulator(other)?.caps()).as_ref() == Some(&variant);
+            if std::ptr::eq(other, device) {
+                return None;
+            }
+            return (same && !executed.contains(&(this.caps().name.clone(), variant))).then(|| other.name());
+        }
+        #[cfg(not(feature = "ptx-sim"))]
+        let _ = case;
+        let first = self.devices.iter().find(|d| d.face() == device.face())?;
+        let later = device.face() == "wgpu" && !std::ptr::eq(first, device);
+        (later && dtype == Dtype::Bf16).then(|| first.name())
+    }
+}
+
+/// The language of the simulated GPU that executes every case.
+#[cfg(feature = "ptx-sim")]
+const WHOLE: Language = Language::Cuda { arch: SIMULATED_WHOLE };
+
+#[cfg(feature = "ptx-sim")]
+fn simulator(device: &Device) -> Option<&crate::target::ptx_sim::PtxSim> {
+    match device {
+        Device::PtxSim(simulator) => Some(simulator),
+        _ => None,
+    }
 }
 
 /// Uploads the memory images, runs the op, and brings the outputs' memory back.
@@ -398,7 +486,9 @@ pub fn assert_op<T: Verified>(fuzz: usize) {
     };
     println!("{}: random cases from ADVECT_SEED={seed}", T::NAME);
     let devices = devices().expect("the CPU is always there");
-    let selection = Selection { dtypes: dtypes(), fuzz, seed, unrepeated: true, ..Selection::default() };
+    let at_once = std::thread::available_parallelism().map_or(1, usize::from);
+    let selection =
+        Selection { dtypes: dtypes(), fuzz, seed, unrepeated: true, at_once, ..Selection::default() };
     let mut failures = Vec::new();
     let mut ran: BTreeMap<String, Tally> = BTreeMap::new();
     verify::verify::<T>(&devices, &selection, &mut |o| {
@@ -425,5 +515,32 @@ pub fn assert_op<T: Verified>(fuzz: usize) {
         let ran = if face == "wgpu" { of_face.iter().min() } else { of_face.iter().max() };
         let ran = ran.copied().unwrap_or(0);
         assert!(ran > 0, "{}: no case ran on {face}, which ADVECT_REQUIRE asks for", T::NAME);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn results_come_in_order_however_many_are_under_way() {
+        for at_once in [1, 2, 7] {
+            let slow_first = |i: usize| {
+                std::thread::sleep(std::time::Duration::from_millis(3 * (i as u64 % 2)));
+                (i < 20).then_some(i)
+            };
+            let mut seen = Vec::new();
+            in_order(at_once, slow_first, |i| {
+                seen.push(i);
+                true
+            });
+            assert_eq!(seen, (0..20).collect::<Vec<_>>());
+            let mut seen = Vec::new();
+            in_order(at_once, Some, |i| {
+                seen.push(i);
+                i < 4
+            });
+            assert_eq!(seen, [0, 1, 2, 3, 4]);
+        }
     }
 }

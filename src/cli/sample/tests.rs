@@ -194,22 +194,28 @@ fn velocities_are_the_golden_ones_at_every_time() {
 
 #[test]
 fn trajectories_end_where_the_golden_ones_do() {
+    // Side by side: most of them are programs, which seldom fill every core.
+    std::thread::scope(|scope| {
+        for device in devices() {
+            scope.spawn(move || trajectories_on(&device));
+        }
+    });
+}
+
+fn trajectories_on(device: &Device) {
     let golden = Golden::open("samples");
     let d = Description::bundled().unwrap();
-    for device in devices() {
-        // A software adapter takes its time: one image there, and one method, since the host computes what differs.
-        let (n, methods) =
-            if device.face() == "cpu" { (16, &Method::ALL[..]) } else { (1, &[Method::Heun][..]) };
-        for &method in methods {
-            for (guidance, name) in [(1.0, "cond"), (1.5, "cfg1.5")] {
-                let recipe = Recipe { method, steps: 10, guidance };
-                let weights = Weights::bundled_flow().unwrap();
-                let mut sampler = Sampler::new(device.clone(), Dtype::F32, &d, &weights, recipe, n).unwrap();
-                let x0 = &golden.get("x0")[..n * PIXELS];
-                let got = sampler.continue_from(x0, &golden.labels()[..n]).unwrap();
-                let wanted = &golden.get(&format!("{method}10.{name}"))[..n * PIXELS];
-                assert_near(&format!("{}: {method}10.{name}", device.name()), &got, wanted, 1e-5);
-            }
+    // A software adapter takes its time: one image there, and one method, since the host computes what differs.
+    let (n, methods) = if device.face() == "cpu" { (16, &Method::ALL[..]) } else { (1, &[Method::Heun][..]) };
+    for &method in methods {
+        for (guidance, name) in [(1.0, "cond"), (1.5, "cfg1.5")] {
+            let recipe = Recipe { method, steps: 10, guidance };
+            let weights = Weights::bundled_flow().unwrap();
+            let mut sampler = Sampler::new(device.clone(), Dtype::F32, &d, &weights, recipe, n).unwrap();
+            let x0 = &golden.get("x0")[..n * PIXELS];
+            let got = sampler.continue_from(x0, &golden.labels()[..n]).unwrap();
+            let wanted = &golden.get(&format!("{method}10.{name}"))[..n * PIXELS];
+            assert_near(&format!("{}: {method}10.{name}", device.name()), &got, wanted, 1e-5);
         }
     }
 }

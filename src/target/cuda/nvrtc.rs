@@ -88,6 +88,9 @@ pub struct Artifact {
     pub log: String,
 }
 
+/// The first version known to have `-minimal`.
+const MINIMAL: (u32, u32) = (13, 0);
+
 /// PTX is for the simulator, whose findings name the line of the kernel file.
 const LINES: &str = "--generate-line-info";
 
@@ -110,6 +113,10 @@ pub fn options(arch: &str, output: Output, version: (u32, u32)) -> Vec<String> {
         "-default-device".into(),
         last.into(),
     ];
+    // Leaves out what CUDA declares without being asked: kernels include nothing, and first launches wait for NVRTC.
+    if version >= MINIMAL {
+        all.push("-minimal".into());
+    }
     // Beside a driver it has a cache of its own from 12.9 on, and what comes from there has no log.
     if version >= (12, 9) {
         all.push("--no-cache".into());
