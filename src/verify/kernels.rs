@@ -173,7 +173,7 @@ impl Collect<'_> {
 /// Of the kernels that the cases reach on simulated GPUs, those that the tests execute. On the `main` one these are all. What
 /// another device runs as well executes there only as often as it takes that any two properties (constants, dtype, operands
 /// given) that its kernels combine are combined by some: the other dialect of PTX, or what asks for the architecture, is the
-/// same in all of them. Where [`repeats`] says that not even this differs, none is executed.
+/// same in all of them. Of kernels in f32 not even this differs where both read the same dialect, and none is executed.
 #[must_use]
 pub fn executed(kernels: Vec<Kernel>, main: &str) -> Vec<Kernel> {
     let of_main: HashMap<&Variant, Language> =
