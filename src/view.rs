@@ -267,7 +267,7 @@ impl<M> View<M> {
         let repeated = own.map(|((&from, &stride), &to)| if from == to { stride } else { 0 });
         self.strides = std::iter::repeat_n(0, before).chain(repeated).collect();
         self.shape = new;
-        Ok(self)
+        Ok(self.settled())
     }
 
     /// Dtype, shape, strides and offset in words, for messages.

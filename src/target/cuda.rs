@@ -36,7 +36,7 @@ use crate::op::{Caps, Language, Op};
 use crate::source::{self, Variant};
 use cache::{Cache, Key};
 use cudarc::driver::result::{self, DriverError};
-use cudarc::driver::{CudaContext, sys};
+use cudarc::driver::sys;
 use launch::Launch;
 use nvrtc::{Artifact, Nvrtc, Output};
 use std::collections::HashMap;
@@ -186,12 +186,7 @@ impl Cuda {
         let refused = |e: DriverError| {
             unavailable(format!("device {ordinal} does not start: {}", says(&e)), USE_ANOTHER)
         };
-        let primary = CudaContext::new(ordinal).map_err(refused)?;
-        let context = Context {
-            raw: primary.cu_ctx(),
-            has_async_alloc: primary.has_async_alloc(),
-            _primary: Some(primary),
-        };
+        let context = Context::primary(ordinal).map_err(refused)?;
         let caps = device_caps(ordinal).map_err(refused)?;
         Self::start(context, ordinal, compiler, caps, Output::Cubin)
     }
@@ -382,7 +377,28 @@ struct Context {
     raw: sys::CUcontext,
     has_async_alloc: bool,
     /// Keeps the primary context.
-    _primary: Option<Arc<CudaContext>>,
+    _primary: Option<Arc<Primary>>,
+}
+
+impl Context {
+    /// The primary context of a device. The calling thread stays in the one that it is in.
+    fn primary(ordinal: usize) -> Result<Self, DriverError> {
+        let device = result::device::get(ordinal as i32)?;
+        // SAFETY: the driver has just named this device.
+        let (raw, pools) = unsafe { (result::primary_ctx::retain(device)?, attribute(device, MEMORY_POOLS)) };
+        let primary = Arc::new(Primary(device));
+        Ok(Self { raw, has_async_alloc: pools? > 0, _primary: Some(primary) })
+    }
+}
+
+/// One use of the primary context of a device.
+struct Primary(sys::CUdevice);
+
+impl Drop for Primary {
+    fn drop(&mut self) {
+        // SAFETY: it was retained when this was made. That it cannot be released has no one to be told to.
+        let _ = unsafe { result::primary_ctx::release(self.0) };
+    }
 }
 
 // SAFETY: the driver lets a context be made current on any thread.

@@ -36,7 +36,7 @@ use std::collections::HashMap;
 use std::hash::{DefaultHasher, Hash, Hasher};
 use std::num::NonZeroU64;
 use std::sync::atomic::{AtomicBool, Ordering};
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 impl Memory for &wgpu::Buffer {
     fn byte_len(&self) -> u64 {
@@ -58,7 +58,8 @@ struct Shared {
     device: wgpu::Device,
     caps: Caps,
     /// Bound for inputs and for outputs without elements: wgpu does not bind empty ranges, nor one buffer for both.
-    nothing: [wgpu::Buffer; 2],
+    /// Made when first asked for, where an error has somewhere to go.
+    nothing: [OnceLock<wgpu::Buffer>; 2],
     offset_alignment: u64,
     kernels: Mutex<HashMap<Variant, Arc<Kernel>>>,
     /// Whether the device is known to be lost. WebGPU lets calls on a lost device do nothing, in silence.
@@ -167,16 +168,8 @@ impl Wgpu {
                 .min(limits.max_bindings_per_bind_group.saturating_sub(uniforms)),
             max_binding: limits.max_storage_buffer_binding_size.min(limits.max_buffer_size),
         };
-        let nothing = [(); 2].map(|()| {
-            device.create_buffer(&wgpu::BufferDescriptor {
-                label: Some("advect nothing"),
-                size: 16,
-                usage: wgpu::BufferUsages::STORAGE,
-                mapped_at_creation: false,
-            })
-        });
         let offset_alignment = u64::from(limits.min_storage_buffer_offset_alignment);
-        let (kernels, lost) = (Mutex::default(), Arc::default());
+        let (kernels, lost, nothing) = (Mutex::default(), Arc::default(), Default::default());
         Self(Arc::new(Shared { device, caps, nothing, offset_alignment, kernels, lost }))
     }
 
@@ -470,8 +463,7 @@ impl Wgpu {
                 Side::Input(None) | Side::Output(None) => continue,
                 Side::Input(Some(v)) | Side::Output(Some(v)) => (v, *v.memory()),
             };
-            let nothing = &self.0.nothing[usize::from(matches!(operand.side, Side::Output(_)))];
-            let (start, resource) = self.binding(view, buffer, nothing);
+            let (start, resource) = self.binding(view, buffer, matches!(operand.side, Side::Output(_)))?;
             bytes.extend_from_slice(&start.to_le_bytes());
             let binding = signature.slots()[..=i].iter().filter(|s| s.dtype.is_some()).count() as u32;
             entries.push(wgpu::BindGroupEntry { binding, resource });
@@ -501,23 +493,35 @@ impl Wgpu {
         &'b self,
         view: &View<&'b wgpu::Buffer>,
         buffer: &'b wgpu::Buffer,
-        nothing: &'b wgpu::Buffer,
-    ) -> (u32, wgpu::BindingResource<'b>) {
+        output: bool,
+    ) -> Result<(u32, wgpu::BindingResource<'b>)> {
         let extent = view.extent().filter(|e| !e.is_empty());
-        let Some(extent) = extent else { return (0, nothing.as_entire_binding()) };
+        let Some(extent) = extent else { return Ok((0, self.nothing(output)?.as_entire_binding())) };
         let size = view.dtype().size() as u64;
         let alignment = self.0.offset_alignment;
         let offset = extent.start as u64 * size / alignment * alignment;
         let bytes = (extent.end as u64 * size - offset).next_multiple_of(4);
         let start = extent.start as u64 - offset / size;
-        (
-            start as u32,
-            wgpu::BindingResource::Buffer(wgpu::BufferBinding {
-                buffer,
-                offset,
-                size: NonZeroU64::new(bytes),
-            }),
-        )
+        let range = wgpu::BufferBinding { buffer, offset, size: NonZeroU64::new(bytes) };
+        Ok((start as u32, wgpu::BindingResource::Buffer(range)))
+    }
+
+    /// What is bound for inputs, or outputs, without elements.
+    fn nothing(&self, output: bool) -> Result<&wgpu::Buffer> {
+        let place = &self.0.nothing[usize::from(output)];
+        if let Some(made) = place.get() {
+            return Ok(made);
+        }
+        let made = self.caught(|| {
+            self.0.device.create_buffer(&wgpu::BufferDescriptor {
+                label: Some("advect nothing"),
+                size: 16,
+                usage: wgpu::BufferUsages::STORAGE,
+                mapped_at_creation: false,
+            })
+        });
+        let made = made.map_err(|error| self.refused("create_buffer", &error))?;
+        Ok(place.get_or_init(|| made))
     }
 
     /// A buffer holding the params of one launch.

@@ -1,11 +1,9 @@
 //! Every kernel that the cases reach: planned, written out, and (CUDA) compiled, with no device at all.
 
-#[cfg(feature = "ptx-sim")]
 use super::case::Case;
 use super::{OpVisitor, Verified, each_op};
 use crate::dtype::Dtype;
 use crate::error::{Error, Result};
-#[cfg(feature = "ptx-sim")]
 use crate::op::Operands;
 use crate::op::{self, Caps, Language, Op, Signature, Slot};
 use crate::source::{self, Variant};
@@ -52,7 +50,6 @@ impl Kernel {
 }
 
 /// The kernel that a device would run a case with; `None` where it cannot.
-#[cfg(feature = "ptx-sim")]
 pub(super) fn planned<T: Verified>(case: &Case<T>, caps: &Caps) -> Option<Variant> {
     let (params, signature) = prepared(&case.op, case.args.duplicate()).ok()?;
     let plan = op::plan(&case.op, &params, &signature, caps).ok()?;

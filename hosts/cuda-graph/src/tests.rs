@@ -80,12 +80,19 @@ fn threads_share_a_device_each_with_its_stream() {
 
 #[test]
 fn a_context_of_the_hosts_own_stays_the_current_one() {
-    let Some(advect) = gpu() else { return };
+    if gpu().is_none() {
+        return;
+    }
     let mut own = std::ptr::null_mut();
     let bytes = 16 * flow::PARTICLES;
     // SAFETY: the context is made, current while memory is made in it, and destroyed after all that uses it.
     unsafe {
         sys::cuCtxCreate_v4(&raw mut own, std::ptr::null_mut(), 0, 0).result().unwrap();
+        // Nor does advect change it when it starts on the primary context, or ends.
+        drop(gpu());
+        assert_eq!(result::ctx::get_current().unwrap(), Some(own));
+        let advect = gpu().unwrap();
+        assert_eq!(result::ctx::get_current().unwrap(), Some(own));
         let upload = |data: &[f32]| {
             let address = result::malloc_sync(4 * data.len()).unwrap();
             result::memcpy_htod_sync(address, data).unwrap();
